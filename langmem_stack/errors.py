@@ -4,6 +4,7 @@
      ├─ InvalidInputError          an argument that was refused before anything was written
      ├─ ConfigurationError         a setting, a missing extra or a mismatch that the user must mend
      │   └─ SchemaError            the database lacks our tables, or has them in an older version
+     ├─ ClosedError                an object was used after its close()
      ├─ StorageError               a server answered with an error
      │   ├─ StorageUnavailableError   a server is not reachable; the same call may succeed later
      │   └─ CorruptDataError          what lies in storage is not what we wrote
@@ -17,6 +18,7 @@ password.
 from __future__ import annotations
 
 __all__ = [
+    "ClosedError",
     "ConfigurationError",
     "CorruptDataError",
     "EmbeddedServerError",
@@ -43,6 +45,10 @@ class ConfigurationError(LangmemStackError):
 
 class SchemaError(ConfigurationError):
     """The database is not at the schema version that this release needs; run ``setup()``."""
+
+
+class ClosedError(LangmemStackError):
+    """The object was used after its ``close()``; make a new one."""
 
 
 class StorageError(LangmemStackError):

@@ -1,0 +1,44 @@
+"""Memory for LangChain chains and LangGraph agents, on plain Redis and PostgreSQL with pgvector.
+
+Importing this module imports neither driver: each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from langmem_stack.agent import create_memory_agent
+    from langmem_stack.errors import LangmemStackError
+    from langmem_stack.history import RedisChatMessageHistory
+    from langmem_stack.stack import MemoryStack
+    from langmem_stack.store import PgVectorStore
+
+__all__ = [
+    "LangmemStackError",
+    "MemoryStack",
+    "PgVectorStore",
+    "RedisChatMessageHistory",
+    "create_memory_agent",
+]
+
+_HOME = {
+    "LangmemStackError": "langmem_stack.errors",
+    "MemoryStack": "langmem_stack.stack",
+    "PgVectorStore": "langmem_stack.store",
+    "RedisChatMessageHistory": "langmem_stack.history",
+    "create_memory_agent": "langmem_stack.agent",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,184 @@
+"""The two loops that perform what steps ask for: `run` for plain code, `arun` for async code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import threading
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from langmem_stack.errors import ConfigurationError, EmbeddingError, LangmemStackError
+from langmem_stack.io.postgres import Postgres
+from langmem_stack.io.redis import Redis
+from langmem_stack.io.steps import (
+    Commands,
+    Embed,
+    Request,
+    Script,
+    Steps,
+    Together,
+    Transaction,
+)
+
+if TYPE_CHECKING:
+    from langchain_core.embeddings import Embeddings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """What the drivers may use; a request for a part that is absent is a configuration error."""
+
+    postgres: Postgres | None = None
+    redis: Redis | None = None
+    embeddings: Embeddings | None = None
+
+    def close(self) -> None:
+        """Close what was opened here; clients that were passed in stay open."""
+        for part in (self.postgres, self.redis):
+            if part is not None:
+                part.close()
+
+    async def aclose(self) -> None:
+        """As `close`, from async code."""
+        for part in (self.postgres, self.redis):
+            if part is not None:
+                await part.aclose()
+
+
+def run(steps: Steps[T], connections: Connections) -> T:
+    """Perform the steps of one operation and return its result."""
+    with closing(steps):
+        try:
+            request = next(steps)
+            while True:
+                try:
+                    reply = _perform(request, connections)
+                except Exception as error:
+                    request = steps.throw(error)
+                else:
+                    request = steps.send(reply)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+async def arun(steps: Steps[T], connections: Connections) -> T:
+    """As `run`, in async code: the event loop is never blocked."""
+    with closing(steps):
+        try:
+            request = next(steps)
+            while True:
+                try:
+                    reply = await _aperform(request, connections)
+                except Exception as error:
+                    request = steps.throw(error)
+                else:
+                    request = steps.send(reply)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+def _perform(request: Request, on: Connections) -> Any:
+    match request:
+        case Transaction():
+            return _postgres(on).execute(request)
+        case Commands() | Script():
+            return _redis(on).execute(request)
+        case Embed(texts, role):
+            model = _embeddings(on)
+            with _embedding_errors:
+                if role == "query":
+                    return [_checked(model.embed_query(text)) for text in texts]
+                return _counted(model.embed_documents(list(texts)), texts)
+        case Together(branches):
+            return _together(branches, on)
+
+
+async def _aperform(request: Request, on: Connections) -> Any:
+    match request:
+        case Transaction():
+            return await _postgres(on).aexecute(request)
+        case Commands() | Script():
+            return await _redis(on).aexecute(request)
+        case Embed(texts, role):
+            model = _embeddings(on)
+            with _embedding_errors:
+                if role == "query":
+                    return [_checked(await model.aembed_query(text)) for text in texts]
+                return _counted(await model.aembed_documents(list(texts)), texts)
+        case Together(branches):
+            return await asyncio.gather(*(arun(branch, on) for branch in branches), return_exceptions=True)
+
+
+def _together(branches: Sequence[Steps[Any]], on: Connections) -> list[Any]:
+    """The last branch runs in this thread, each of the others in one of its own."""
+    outcomes: list[Any] = [None] * len(branches)
+
+    def work(index: int, branch: Steps[Any]) -> None:
+        try:
+            outcomes[index] = run(branch, on)
+        except Exception as error:
+            outcomes[index] = error
+
+    *others, last = enumerate(branches)
+    threads = [
+        threading.Thread(target=contextvars.copy_context().run, args=(work, *other), daemon=True)
+        for other in others
+    ]
+    for thread in threads:
+        thread.start()
+    work(*last)
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+def _postgres(on: Connections) -> Postgres:
+    if on.postgres is None:
+        raise ConfigurationError("this operation needs PostgreSQL, and no postgres_url was given")
+    return on.postgres
+
+
+def _redis(on: Connections) -> Redis:
+    if on.redis is None:
+        raise ConfigurationError("this operation needs Redis, and no redis_url was given")
+    return on.redis
+
+
+def _embeddings(on: Connections) -> Embeddings:
+    if on.embeddings is None:
+        raise ConfigurationError("this operation needs an embedding model, and none was given")
+    return on.embeddings
+
+
+class _EmbeddingErrors:
+    """Whatever a provider's client raises becomes an `EmbeddingError` with that as its cause."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, LangmemStackError):
+            raise EmbeddingError(f"the embedding model failed: {type(error).__name__}: {error}") from error
+
+
+_embedding_errors = _EmbeddingErrors()
+
+
+def _counted(vectors: list[list[float]], texts: Sequence[str]) -> list[list[float]]:
+    if len(vectors) != len(texts):
+        raise EmbeddingError(f"the embedding model gave {len(vectors)} vectors for {len(texts)} texts")
+    return [_checked(vector) for vector in vectors]
+
+
+def _checked(vector: list[float]) -> list[float]:
+    if not vector or not all(map(math.isfinite, vector)):
+        raise EmbeddingError("the embedding model gave an empty vector or one with NaN or infinity in it")
+    return vector

@@ -1,0 +1,212 @@
+"""Connections to PostgreSQL: a pool for plain code and one for each event loop.
+
+Connections are in autocommit mode and take one request at a time. A request of one statement is one
+round trip. Several statements are sent as one pipeline without BEGIN and COMMIT: PostgreSQL treats
+all up to the final Sync as one transaction, so that is one round trip too.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg import errors as pg_errors
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
+
+from langmem_stack.errors import (
+    ConfigurationError,
+    InvalidInputError,
+    SchemaError,
+    StorageError,
+    StorageUnavailableError,
+)
+from langmem_stack.io.loops import PerLoop
+from langmem_stack.io.steps import Row, Statement, Transaction
+
+_Pool: TypeAlias = ConnectionPool[psycopg.Connection[Row]]
+_AsyncPool: TypeAlias = AsyncConnectionPool[psycopg.AsyncConnection[Row]]
+
+_POOL_DEFAULTS: Mapping[str, Any] = {"min_size": 0, "max_size": 10, "timeout": 5.0}
+_CONNECTION: Mapping[str, Any] = {
+    "autocommit": True,
+    "row_factory": dict_row,
+    "connect_timeout": 5,
+}
+
+
+class Postgres:
+    """One PostgreSQL database; nothing is opened before the first request."""
+
+    def __init__(self, conninfo: str, *, pool_config: Mapping[str, Any] | None = None) -> None:
+        """Take a connection string or URL, and arguments for psycopg's pools.
+
+        Args:
+            conninfo: What libpq accepts; its environment variables (``PGPASSWORD``, ...) count too.
+            pool_config: Passed to `psycopg_pool.ConnectionPool`; by default up to 10 connections
+                that are opened as needed, and 5 seconds of waiting for one.
+
+        Raises:
+            ConfigurationError: The connection string can't be parsed.
+        """
+        try:
+            parts = conninfo_to_dict(conninfo)
+        except psycopg.ProgrammingError:
+            # libpq's message may quote the string, password and all
+            raise ConfigurationError(
+                "the PostgreSQL connection string can't be parsed; write it as "
+                "postgresql://user:password@host:5432/database"
+            ) from None
+        self.address = f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
+        config = {**_POOL_DEFAULTS, **(pool_config or {})}
+        config["kwargs"] = {**_CONNECTION, **(config.get("kwargs") or {})}
+        self._conninfo, self._config = conninfo, config
+        self._lock = threading.Lock()
+        self._pool: _Pool | None = None
+        self._pools: PerLoop[_LoopPool] = PerLoop(self._loop_pool, _LoopPool.close, _LoopPool.abandon)
+
+    def execute(self, request: Transaction) -> list[list[Row]]:
+        """Run the statements of one request and return the rows of each."""
+        pool = self._opened()
+        with self._errors():
+            try:
+                with pool.connection() as connection:
+                    return _execute(connection, request)
+            except psycopg.OperationalError as error:
+                if not _connection_died(error):
+                    raise
+                # The server restarted or dropped idle connections. Each request is idempotent and
+                # all or none, so it may run again, on connections that were tested.
+                pool.check()
+                with pool.connection() as connection:
+                    return _execute(connection, request)
+
+    async def aexecute(self, request: Transaction) -> list[list[Row]]:
+        """As `execute`, on the running loop's own connections."""
+        held = self._pools.get()
+        with self._errors():
+            await held.pool.open()
+            try:
+                async with held.pool.connection() as connection:
+                    return await _aexecute(connection, request)
+            except psycopg.OperationalError as error:
+                if not _connection_died(error):
+                    raise
+                await held.pool.check()
+                async with held.pool.connection() as connection:
+                    return await _aexecute(connection, request)
+
+    def close(self) -> None:
+        """Close all connections; the next request would open new ones."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+        self._pools.close()
+
+    async def aclose(self) -> None:
+        """As `close`, from async code."""
+        await self._pools.aclose()
+        self.close()
+
+    def _opened(self) -> _Pool:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ConnectionPool(self._conninfo, open=True, **self._config)
+            return self._pool
+
+    def _loop_pool(self) -> _LoopPool:
+        return _LoopPool(self._conninfo, self._config)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (PoolTimeout, PoolClosed) as error:
+            raise StorageUnavailableError(
+                f"no connection to PostgreSQL at {self.address!r} within {self._config['timeout']} s: it is "
+                "down or all connections are in use; 'langmem-stack doctor' tells which"
+            ) from error
+        except (
+            pg_errors.UndefinedTable,
+            pg_errors.InvalidSchemaName,
+            pg_errors.UndefinedColumn,
+        ) as error:
+            raise SchemaError(
+                f"the database at {self.address!r} lacks tables of this release ({_primary(error)}); "
+                "run setup() or 'langmem-stack setup' once"
+            ) from error
+        except psycopg.OperationalError as error:
+            if _connection_died(error) or isinstance(error, pg_errors.CannotConnectNow):
+                raise StorageUnavailableError(
+                    f"PostgreSQL at {self.address!r} broke the connection: {_primary(error)}; try again"
+                ) from error
+            raise StorageError(f"PostgreSQL at {self.address!r} refused: {_primary(error)}") from error
+        except psycopg.DataError as error:
+            raise InvalidInputError(f"PostgreSQL can't hold a value: {_primary(error)}") from error
+        except psycopg.Error as error:
+            raise StorageError(f"PostgreSQL at {self.address!r} refused: {_primary(error)}") from error
+
+
+class _LoopPool:
+    """An async pool that can be let go of after its loop has died."""
+
+    def __init__(self, conninfo: str, config: Mapping[str, Any]) -> None:
+        self._connections: weakref.WeakSet[psycopg.AsyncConnection[Row]] = weakref.WeakSet()
+
+        async def remember(connection: psycopg.AsyncConnection[Row]) -> None:
+            self._connections.add(connection)
+
+        self.pool: _AsyncPool = AsyncConnectionPool(conninfo, open=False, configure=remember, **config)
+
+    async def close(self) -> None:
+        await self.pool.close()
+
+    def abandon(self) -> None:
+        # The pool's own close() needs its loop; closing the sockets does not.
+        for connection in list(self._connections):
+            connection.pgconn.finish()
+
+
+def _execute(connection: psycopg.Connection[Row], request: Transaction) -> list[list[Row]]:
+    if len(request.statements) == 1:
+        return [_rows(connection.execute(*_arguments(request.statements[0])))]
+    with connection.pipeline():
+        cursors = [connection.execute(*_arguments(statement)) for statement in request.statements]
+    return [_rows(cursor) for cursor in cursors]
+
+
+async def _aexecute(connection: psycopg.AsyncConnection[Row], request: Transaction) -> list[list[Row]]:
+    if len(request.statements) == 1:
+        return [await _arows(await connection.execute(*_arguments(request.statements[0])))]
+    async with connection.pipeline():
+        cursors = [await connection.execute(*_arguments(statement)) for statement in request.statements]
+    return [await _arows(cursor) for cursor in cursors]
+
+
+def _arguments(statement: Statement) -> tuple[Any, Mapping[str, Any] | None]:
+    return statement.text, statement.params
+
+
+def _rows(cursor: psycopg.Cursor[Row]) -> list[Row]:
+    return cursor.fetchall() if cursor.description is not None else []
+
+
+async def _arows(cursor: psycopg.AsyncCursor[Row]) -> list[Row]:
+    return await cursor.fetchall() if cursor.description is not None else []
+
+
+def _connection_died(error: psycopg.Error) -> bool:
+    if isinstance(error, PoolTimeout | PoolClosed):
+        return False
+    # class 57P01..03: the server is shutting down; no SQLSTATE: the socket broke under libpq
+    return error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))
+
+
+def _primary(error: psycopg.Error) -> str:
+    return (error.diag.message_primary or str(error)).strip().replace("\n", " ")

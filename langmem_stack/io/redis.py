@@ -1,0 +1,143 @@
+"""Clients for Redis: one for plain code and one for each event loop. Core commands only."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+import redis.asyncio
+from redis import exceptions as redis_errors
+
+from langmem_stack.errors import (
+    ConfigurationError,
+    CorruptDataError,
+    StorageError,
+    StorageUnavailableError,
+)
+from langmem_stack.io.loops import PerLoop
+from langmem_stack.io.steps import Commands, Script
+
+_TIMEOUTS: dict[str, Any] = {"socket_connect_timeout": 5.0, "socket_timeout": 5.0}
+
+
+class Redis:
+    """One Redis server; nothing is opened before the first request."""
+
+    def __init__(self, url: str) -> None:
+        """Take a ``redis://``, ``rediss://`` or ``unix://`` URL.
+
+        Raises:
+            ConfigurationError: The URL has another scheme or can't be parsed.
+        """
+        try:
+            parts = urlsplit(url)
+            self.address = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
+            redis.ConnectionPool.from_url(url)
+        except ValueError:
+            # redis-py's message may quote the URL, password and all
+            raise ConfigurationError(
+                "the Redis URL can't be used; write it as redis://:password@host:6379/0, rediss://... "
+                "for TLS or unix:///path/to/redis.sock"
+            ) from None
+        self._url = url
+        self._lock = threading.Lock()
+        self._client: redis.Redis | None = None
+        self._clients: PerLoop[redis.asyncio.Redis] = PerLoop(self._loop_client, _aclose, _abandon)
+
+    def execute(self, request: Commands | Script) -> Any:
+        """Run commands as one MULTI and return a reply for each, or run a script."""
+        client = self._opened()
+        with self._errors(request):
+            if isinstance(request, Script):
+                digest, arguments = _call(request)
+                try:
+                    return client.evalsha(digest, *arguments)
+                except redis_errors.NoScriptError:
+                    return client.eval(request.source, *arguments)
+            if len(request.commands) == 1:
+                return [client.execute_command(*request.commands[0])]
+            with client.pipeline(transaction=True) as pipeline:
+                for command in request.commands:
+                    pipeline.execute_command(*command)
+                return pipeline.execute()
+
+    async def aexecute(self, request: Commands | Script) -> Any:
+        """As `execute`, on the running loop's own client."""
+        client = self._clients.get()
+        with self._errors(request):
+            if isinstance(request, Script):
+                digest, arguments = _call(request)
+                try:
+                    return await client.evalsha(digest, *arguments)
+                except redis_errors.NoScriptError:
+                    return await client.eval(request.source, *arguments)
+            if len(request.commands) == 1:
+                return [await client.execute_command(*request.commands[0])]
+            async with client.pipeline(transaction=True) as pipeline:
+                for command in request.commands:
+                    pipeline.execute_command(*command)
+                return await pipeline.execute()
+
+    def close(self) -> None:
+        """Close all connections; the next request would open new ones."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+        self._clients.close()
+
+    async def aclose(self) -> None:
+        """As `close`, from async code."""
+        await self._clients.aclose()
+        self.close()
+
+    def _opened(self) -> redis.Redis:
+        with self._lock:
+            if self._client is None:
+                self._client = redis.Redis.from_url(self._url, **_TIMEOUTS)
+            return self._client
+
+    def _loop_client(self) -> redis.asyncio.Redis:
+        return redis.asyncio.Redis.from_url(self._url, **_TIMEOUTS)
+
+    @contextmanager
+    def _errors(self, request: Commands | Script) -> Iterator[None]:
+        try:
+            yield
+        except (redis_errors.ConnectionError, redis_errors.TimeoutError) as error:
+            raise StorageUnavailableError(
+                f"Redis at {self.address!r} did not answer: {error}; 'langmem-stack doctor' tells more"
+            ) from error
+        except redis_errors.ResponseError as error:
+            if "WRONGTYPE" in str(error):
+                raise CorruptDataError(
+                    f"a key of {_keys(request)} in Redis at {self.address!r} holds another type of value than "
+                    "ours: another program uses this name; choose another prefix"
+                ) from error
+            raise StorageError(f"Redis at {self.address!r} refused: {error}") from error
+        except redis_errors.RedisError as error:
+            raise StorageError(f"Redis at {self.address!r} failed: {error}") from error
+
+
+def _call(request: Script) -> tuple[str, tuple[Any, ...]]:
+    digest = hashlib.sha1(request.source.encode(), usedforsecurity=False).hexdigest()
+    return digest, (len(request.keys), *request.keys, *request.args)
+
+
+def _keys(request: Commands | Script) -> list[str]:
+    keys = request.keys if isinstance(request, Script) else tuple(command[1] for command in request.commands)
+    return sorted({key.decode(errors="replace") if isinstance(key, bytes) else str(key) for key in keys})
+
+
+async def _aclose(client: redis.asyncio.Redis) -> None:
+    await client.aclose()
+
+
+def _abandon(client: redis.asyncio.Redis) -> None:
+    """The client's loop is dead: nothing can be awaited, its sockets close when it is collected."""
+    client.connection_pool.reset()

@@ -1,0 +1,62 @@
+"""Settings: what is passed to `MemoryStack` first, then ``LANGMEM_STACK_*`` environment variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from langmem_stack.errors import ConfigurationError
+
+DEFAULT_PREFIX = "langmem"
+
+
+class Settings(BaseSettings):
+    """The settings of a `MemoryStack`; each is read from ``LANGMEM_STACK_<NAME>`` where it is not given."""
+
+    model_config = SettingsConfigDict(env_prefix="LANGMEM_STACK_", frozen=True, extra="forbid")
+
+    redis_url: str | None = Field(
+        default=None, description="redis://, rediss:// or unix:// URL of the working memory"
+    )
+    postgres_url: str | None = Field(
+        default=None, description="libpq URL of the record and the long-term memory"
+    )
+    data: Path | None = Field(default=None, description="directory of embedded servers, where no URL is set")
+    embeddings: str | None = Field(
+        default=None,
+        description="embedding model, as 'provider:model' or 'offline'; unset: OpenAI's where OPENAI_API_KEY "
+        "is set, else the offline stand-in",
+    )
+    model: str | None = Field(
+        default=None,
+        description="chat model of the command line, as 'provider:model' or 'offline'; unset: the offline stand-in",
+    )
+    redis_prefix: str = Field(
+        default=DEFAULT_PREFIX, min_length=1, description="what all keys in Redis begin with"
+    )
+    session_ttl: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds after its last message in which a conversation leaves Redis; unset: never",
+    )
+    window: int = Field(
+        default=40, gt=0, description="messages of the running conversation that a model is shown, at most"
+    )
+    recall_limit: int = Field(default=8, gt=0, description="memories that a turn recalls, at most")
+
+
+def read_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        ConfigurationError: A variable holds something that the setting can't be.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = "; ".join(
+            f"LANGMEM_STACK_{str(e['loc'][0]).upper()}={e['input']!r}: {e['msg']}" for e in error.errors()
+        )
+        raise ConfigurationError(f"settings in the environment can't be used: {problems}") from error

@@ -1,0 +1,21 @@
+"""All SQL: named statements in ``.sql`` files, the schema as numbered migrations, and filters.
+
+A statement stands under a line ``-- its_name --``. Values are always parameters (``%(name)s``);
+``{filter}`` is the one place where composed SQL goes in (`langmem_stack.sql.filters`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from typing import LiteralString
+
+_NAME = re.compile(r"^-- (\w+) --$", re.MULTILINE)
+
+
+def load(name: str) -> Mapping[str, LiteralString]:
+    """Return the statements of ``<name>.sql`` by their names."""
+    text = (resources.files(__package__) / f"{name}.sql").read_text(encoding="utf-8")
+    _, *parts = _NAME.split(text)
+    return dict(zip(parts[::2], parts[1::2], strict=True))

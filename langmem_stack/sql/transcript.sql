@@ -1,0 +1,72 @@
+-- The transcript: append-only, each message exactly once, in order.
+
+-- lock_sessions --
+-- One writer of a session at a time; sorted, so that two batches can't wait for each other.
+INSERT INTO langmem_stack.session AS known (user_id, session_id)
+SELECT DISTINCT user_id, session_id
+FROM unnest(%(user_ids)s::text[], %(session_ids)s::text[]) AS new (user_id, session_id)
+ORDER BY user_id, session_id
+ON CONFLICT (user_id, session_id) DO UPDATE SET active_at = now();
+
+-- append_messages --
+-- Runs behind lock_sessions. A message whose id the session already has is left out.
+WITH numbered AS (
+    SELECT new.*, last_position + row_number() OVER (PARTITION BY user_id, session_id ORDER BY ordinal) AS position
+    FROM unnest(
+        %(user_ids)s::text[], %(session_ids)s::text[], %(message_ids)s::text[],
+        %(messages)s::json[], %(occurred_at)s::timestamptz[]
+    ) WITH ORDINALITY AS new (user_id, session_id, message_id, message, occurred_at, ordinal)
+    JOIN langmem_stack.session USING (user_id, session_id)
+    WHERE NOT EXISTS (
+        SELECT FROM langmem_stack.message AS old
+        WHERE old.user_id = new.user_id AND old.session_id = new.session_id AND old.message_id = new.message_id
+    )
+), appended AS (
+    INSERT INTO langmem_stack.message (user_id, session_id, position, message_id, message, occurred_at)
+    SELECT user_id, session_id, position, message_id, message, occurred_at FROM numbered
+    RETURNING user_id, session_id, position, message_id
+), newest AS (
+    SELECT DISTINCT ON (user_id, session_id) * FROM appended ORDER BY user_id, session_id, position DESC
+), moved AS (
+    UPDATE langmem_stack.session
+    SET last_position = newest.position, last_message_id = newest.message_id
+    FROM newest
+    WHERE session.user_id = newest.user_id AND session.session_id = newest.session_id
+)
+SELECT user_id, session_id, message_id, position FROM appended ORDER BY user_id, session_id, position;
+
+-- index_turns --
+-- Makes what was said an item of the store, numbered as in the transcript.
+INSERT INTO langmem_stack.item (namespace, key, value)
+SELECT turn.namespace, turn.key, turn.value || jsonb_build_object('turn', message.position)
+FROM json_to_recordset(%(turns)s::json) AS turn (
+    namespace text[], key text, value jsonb, user_id text, session_id text, message_id text
+)
+JOIN langmem_stack.message USING (user_id, session_id, message_id)
+ON CONFLICT (namespace, key) DO NOTHING;
+
+-- read_messages --
+-- The newest messages of a session, oldest first; all of them when the limit is null.
+SELECT * FROM (
+    SELECT position, message_id, message::text AS message, occurred_at
+    FROM langmem_stack.message
+    WHERE user_id = %(user_id)s AND session_id = %(session_id)s
+    ORDER BY position DESC
+    LIMIT %(limit)s
+) AS newest
+ORDER BY position;
+
+-- last_message_id --
+SELECT last_message_id FROM langmem_stack.session WHERE user_id = %(user_id)s AND session_id = %(session_id)s;
+
+-- list_sessions --
+SELECT session_id, last_position AS messages, active_at
+FROM langmem_stack.session
+WHERE user_id = %(user_id)s
+ORDER BY active_at DESC, session_id;
+
+-- forget_messages --
+DELETE FROM langmem_stack.message WHERE user_id = %(user_id)s RETURNING 1;
+
+-- forget_sessions --
+DELETE FROM langmem_stack.session WHERE user_id = %(user_id)s RETURNING session_id;

