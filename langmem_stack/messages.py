@@ -42,8 +42,8 @@ def encode(message: BaseMessage) -> str:
         ) from error
     if json.loads(text) != plain:
         raise InvalidInputError(
-            f"a {type(message).__name__} would not come back from JSON as it is; write lists instead of tuples, "
-            "and keys as strings"
+            f"a {type(message).__name__} would not come back from JSON as it is; write lists instead of "
+            "tuples, and keys as strings"
         )
     return text
 

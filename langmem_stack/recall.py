@@ -73,7 +73,7 @@ def memory_block(recalled: Iterable[Memory]) -> str:
     block or pass for a part of the prompt.
     """
     lines = [
-        f'<memory said="{memory.at:%Y-%m-%d}" by="{html.escape(memory.role)}">{html.escape(memory.text)}</memory>'
-        for memory in recalled
+        f'<memory said="{m.at:%Y-%m-%d}" by="{html.escape(m.role)}">{html.escape(m.text)}</memory>'
+        for m in recalled
     ]
     return "\n".join([BLOCK_BEGINS, _INTRODUCTION, *lines, BLOCK_ENDS]) if lines else ""

@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     )
     model: str | None = Field(
         default=None,
-        description="chat model of the command line, as 'provider:model' or 'offline'; unset: the offline stand-in",
+        description="chat model of the command line, as 'provider:model' or 'offline'; unset: offline",
     )
     redis_prefix: str = Field(
         default=DEFAULT_PREFIX, min_length=1, description="what all keys in Redis begin with"

@@ -2,76 +2,92 @@
 
 An asyncio connection belongs to the loop that made it. A notebook, a test suite or two
 ``asyncio.run`` calls use several loops with one object, so pools and clients are made for the loop
-that asks, at its first request, and those of dead loops are let go.
+that asks, at its first request.
+
+Each is held by an async generator that makes it, yields it and closes it. A loop knows the generators
+that it runs, and ``asyncio.run`` finishes them before it closes the loop: so connections are closed in
+their own loop even if nobody calls ``aclose()`` there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Generic, TypeVar
 
+from langmem_stack.errors import ClosedError
+
 R = TypeVar("R")
-_CLOSE_SECONDS = 5.0
+_CLOSE_SECONDS = 10.0
 
 
 class PerLoop(Generic[R]):
-    """Holds an ``R`` for each running event loop."""
+    """Holds an ``R`` for each event loop that asked for one."""
 
-    def __init__(
-        self,
-        make: Callable[[], R],
-        close: Callable[[R], Awaitable[None]],
-        abandon: Callable[[R], None],
-    ) -> None:
-        """``abandon`` frees what it can of a resource whose loop no longer runs."""
-        self._make, self._close, self._abandon = make, close, abandon
+    def __init__(self, hold: Callable[[], AsyncGenerator[R]], closed: str) -> None:
+        """Take what holds a resource, and the message of the error after `close`.
+
+        ``hold`` may not wait for anything before it yields the resource.
+        """
+        self._hold, self._message = hold, closed
         self._lock = threading.Lock()
-        self._held: dict[asyncio.AbstractEventLoop, R] = {}
+        self._held: dict[asyncio.AbstractEventLoop, tuple[AsyncGenerator[R], R]] = {}
+        self._closed = False
 
-    def get(self) -> R:
-        """The running loop's resource, made now if it has none."""
+    async def get(self) -> R:
+        """Return the running loop's resource, made now if it has none.
+
+        Raises:
+            ClosedError: After `close`.
+        """
         loop = asyncio.get_running_loop()
+        if (held := self._held.get(loop)) is not None:
+            return held[1]
+        generator = self._hold()
+        resource = await anext(generator)
         with self._lock:
-            if loop not in self._held:
-                for dead in [other for other in self._held if other.is_closed()]:
-                    self._abandon(self._held.pop(dead))
-                self._held[loop] = self._make()
-            return self._held[loop]
+            if self._closed:
+                raise ClosedError(self._message)
+            for dead in [other for other in self._held if other.is_closed()]:
+                del self._held[dead]
+            self._held[loop] = (generator, resource)
+        return resource
 
     async def aclose(self) -> None:
-        """Close the running loop's resource properly, then those of the other loops."""
+        """Close the resources of all loops, for good; the running loop's is closed on return."""
         with self._lock:
-            mine = self._held.pop(asyncio.get_running_loop(), None)
+            self._closed, mine = True, self._held.pop(asyncio.get_running_loop(), None)
         if mine is not None:
-            await self._close(mine)
+            await mine[0].aclose()
         self.close()
 
     def close(self) -> None:
-        """Close the resources of all loops from plain code."""
+        """Close the resources of all loops from plain code, for good."""
         with self._lock:
-            held, self._held = self._held, {}
-        for loop, resource in held.items():
-            if not loop.is_running():
-                self._abandon(resource)
-            elif _is_this_thread(loop):
-                # Plain code inside a running loop, such as a notebook cell, cannot wait for the loop.
-                _background.add(task := loop.create_task(_await(self._close(resource))))
-                task.add_done_callback(_background.discard)
-            else:
-                asyncio.run_coroutine_threadsafe(_await(self._close(resource)), loop).result(_CLOSE_SECONDS)
+            self._closed, held, self._held = True, self._held, {}
+        here = _running_loop()
+        for loop, (generator, _) in held.items():
+            if loop is here:
+                # Plain code inside a running loop, such as a notebook cell, cannot wait for it.
+                task = loop.create_task(_finish(generator))
+                _closing.add(task)
+                task.add_done_callback(_closing.discard)
+            elif loop.is_running():
+                asyncio.run_coroutine_threadsafe(_finish(generator), loop).result(_CLOSE_SECONDS)
+            elif here is None and not loop.is_closed():
+                loop.run_until_complete(_finish(generator))
 
 
-_background: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references to tasks
+_closing: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references to tasks
 
 
-async def _await(closing: Awaitable[None]) -> None:
-    await closing
+async def _finish(generator: AsyncGenerator[R]) -> None:
+    await generator.aclose()
 
 
-def _is_this_thread(loop: asyncio.AbstractEventLoop) -> bool:
+def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
-        return asyncio.get_running_loop() is loop
+        return asyncio.get_running_loop()
     except RuntimeError:
-        return False
+        return None

@@ -8,8 +8,7 @@ all up to the final Sync as one transaction, so that is one round trip too.
 from __future__ import annotations
 
 import threading
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -20,6 +19,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
 from langmem_stack.errors import (
+    ClosedError,
     ConfigurationError,
     InvalidInputError,
     SchemaError,
@@ -68,7 +68,9 @@ class Postgres:
         self._conninfo, self._config = conninfo, config
         self._lock = threading.Lock()
         self._pool: _Pool | None = None
-        self._pools: PerLoop[_LoopPool] = PerLoop(self._loop_pool, _LoopPool.close, _LoopPool.abandon)
+        self._closed = False
+        self._closed_message = f"the connections to PostgreSQL at {self.address!r} are closed"
+        self._pools = PerLoop(self._hold, self._closed_message)
 
     def execute(self, request: Transaction) -> list[list[Row]]:
         """Run the statements of one request and return the rows of each."""
@@ -88,23 +90,23 @@ class Postgres:
 
     async def aexecute(self, request: Transaction) -> list[list[Row]]:
         """As `execute`, on the running loop's own connections."""
-        held = self._pools.get()
+        pool = await self._pools.get()
         with self._errors():
-            await held.pool.open()
+            await pool.open()
             try:
-                async with held.pool.connection() as connection:
+                async with pool.connection() as connection:
                     return await _aexecute(connection, request)
             except psycopg.OperationalError as error:
                 if not _connection_died(error):
                     raise
-                await held.pool.check()
-                async with held.pool.connection() as connection:
+                await pool.check()
+                async with pool.connection() as connection:
                     return await _aexecute(connection, request)
 
     def close(self) -> None:
-        """Close all connections; the next request would open new ones."""
+        """Close all connections, for good."""
         with self._lock:
-            pool, self._pool = self._pool, None
+            self._closed, pool, self._pool = True, self._pool, None
         if pool is not None:
             pool.close()
         self._pools.close()
@@ -116,12 +118,18 @@ class Postgres:
 
     def _opened(self) -> _Pool:
         with self._lock:
+            if self._closed:
+                raise ClosedError(self._closed_message)
             if self._pool is None:
                 self._pool = ConnectionPool(self._conninfo, open=True, **self._config)
             return self._pool
 
-    def _loop_pool(self) -> _LoopPool:
-        return _LoopPool(self._conninfo, self._config)
+    async def _hold(self) -> AsyncGenerator[_AsyncPool]:
+        pool: _AsyncPool = AsyncConnectionPool(self._conninfo, open=False, **self._config)
+        try:
+            yield pool
+        finally:
+            await pool.close()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -151,26 +159,6 @@ class Postgres:
             raise InvalidInputError(f"PostgreSQL can't hold a value: {_primary(error)}") from error
         except psycopg.Error as error:
             raise StorageError(f"PostgreSQL at {self.address!r} refused: {_primary(error)}") from error
-
-
-class _LoopPool:
-    """An async pool that can be let go of after its loop has died."""
-
-    def __init__(self, conninfo: str, config: Mapping[str, Any]) -> None:
-        self._connections: weakref.WeakSet[psycopg.AsyncConnection[Row]] = weakref.WeakSet()
-
-        async def remember(connection: psycopg.AsyncConnection[Row]) -> None:
-            self._connections.add(connection)
-
-        self.pool: _AsyncPool = AsyncConnectionPool(conninfo, open=False, configure=remember, **config)
-
-    async def close(self) -> None:
-        await self.pool.close()
-
-    def abandon(self) -> None:
-        # The pool's own close() needs its loop; closing the sockets does not.
-        for connection in list(self._connections):
-            connection.pgconn.finish()
 
 
 def _execute(connection: psycopg.Connection[Row], request: Transaction) -> list[list[Row]]:

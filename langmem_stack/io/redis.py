@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ import redis.asyncio
 from redis import exceptions as redis_errors
 
 from langmem_stack.errors import (
+    ClosedError,
     ConfigurationError,
     CorruptDataError,
     StorageError,
@@ -45,9 +46,11 @@ class Redis:
                 "for TLS or unix:///path/to/redis.sock"
             ) from None
         self._url = url
+        self._closed_message = f"the connections to Redis at {self.address!r} are closed"
         self._lock = threading.Lock()
         self._client: redis.Redis | None = None
-        self._clients: PerLoop[redis.asyncio.Redis] = PerLoop(self._loop_client, _aclose, _abandon)
+        self._closed = False
+        self._clients = PerLoop(self._hold, self._closed_message)
 
     def execute(self, request: Commands | Script) -> Any:
         """Run commands as one MULTI and return a reply for each, or run a script."""
@@ -68,7 +71,7 @@ class Redis:
 
     async def aexecute(self, request: Commands | Script) -> Any:
         """As `execute`, on the running loop's own client."""
-        client = self._clients.get()
+        client = await self._clients.get()
         with self._errors(request):
             if isinstance(request, Script):
                 digest, arguments = _call(request)
@@ -84,9 +87,9 @@ class Redis:
                 return await pipeline.execute()
 
     def close(self) -> None:
-        """Close all connections; the next request would open new ones."""
+        """Close all connections, for good."""
         with self._lock:
-            client, self._client = self._client, None
+            self._closed, client, self._client = True, self._client, None
         if client is not None:
             client.close()
         self._clients.close()
@@ -98,12 +101,18 @@ class Redis:
 
     def _opened(self) -> redis.Redis:
         with self._lock:
+            if self._closed:
+                raise ClosedError(self._closed_message)
             if self._client is None:
                 self._client = redis.Redis.from_url(self._url, **_TIMEOUTS)
             return self._client
 
-    def _loop_client(self) -> redis.asyncio.Redis:
-        return redis.asyncio.Redis.from_url(self._url, **_TIMEOUTS)
+    async def _hold(self) -> AsyncGenerator[redis.asyncio.Redis]:
+        client = redis.asyncio.Redis.from_url(self._url, **_TIMEOUTS)
+        try:
+            yield client
+        finally:
+            await client.aclose()
 
     @contextmanager
     def _errors(self, request: Commands | Script) -> Iterator[None]:
@@ -116,8 +125,8 @@ class Redis:
         except redis_errors.ResponseError as error:
             if "WRONGTYPE" in str(error):
                 raise CorruptDataError(
-                    f"a key of {_keys(request)} in Redis at {self.address!r} holds another type of value than "
-                    "ours: another program uses this name; choose another prefix"
+                    f"a key of {_keys(request)} in Redis at {self.address!r} holds another type of "
+                    "value than ours: another program uses this name; choose another prefix"
                 ) from error
             raise StorageError(f"Redis at {self.address!r} refused: {error}") from error
         except redis_errors.RedisError as error:
@@ -132,12 +141,3 @@ def _call(request: Script) -> tuple[str, tuple[Any, ...]]:
 def _keys(request: Commands | Script) -> list[str]:
     keys = request.keys if isinstance(request, Script) else tuple(command[1] for command in request.commands)
     return sorted({key.decode(errors="replace") if isinstance(key, bytes) else str(key) for key in keys})
-
-
-async def _aclose(client: redis.asyncio.Redis) -> None:
-    await client.aclose()
-
-
-def _abandon(client: redis.asyncio.Redis) -> None:
-    """The client's loop is dead: nothing can be awaited, its sockets close when it is collected."""
-    client.connection_pool.reset()

@@ -144,5 +144,6 @@ def _check_versions(status: SchemaStatus) -> None:
     newest = migrations()[-1].number
     if status.applied and status.applied[-1] > newest:
         raise SchemaError(
-            f"the database is at migration {status.applied[-1]}, this release knows {newest}; upgrade langmem-stack"
+            f"the database is at migration {status.applied[-1]}, this release knows {newest}; "
+            "upgrade langmem-stack"
         )

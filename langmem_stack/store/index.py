@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.embeddings import Embeddings
-from langgraph.store.base import ensure_embeddings, get_text_at_path, tokenize_path
+from langgraph.store.base import ensure_embeddings, get_text_at_path
 
 from langmem_stack.errors import ConfigurationError
 from langmem_stack.messages import storable_text
@@ -58,7 +58,7 @@ class Index:
         """Return the searchable texts of a value by their paths; ``fields`` replaces the default."""
         found: dict[str, str] = {}
         for path in self.fields if fields is None else fields:
-            texts = get_text_at_path(value, tokenize_path(path))
+            texts = get_text_at_path(value, path)
             for number, text in enumerate(texts):
                 if text.strip():
                     found[path if len(texts) == 1 else f"{path}.{number}"] = storable_text(text)

@@ -318,7 +318,8 @@ def _checked_address(namespace: Sequence[str], key: object) -> tuple[tuple[str, 
     size = sum(len(part.encode()) for part in (*labels, name))
     if size > _MAX_ADDRESS_BYTES:
         raise InvalidInputError(
-            f"namespace and key of {name[:40]!r} are {size} bytes long together; at most {_MAX_ADDRESS_BYTES} are allowed"
+            f"namespace and key of {name[:40]!r} are {size} bytes long together; at most "
+            f"{_MAX_ADDRESS_BYTES} are allowed"
         )
     return labels, name
 
@@ -332,9 +333,9 @@ def _matching_model(rows: list[Row], index: Index) -> Model:
     known = rows[-1]
     if known["name"] != index.model or (index.dims or known["dims"]) != known["dims"]:
         raise ConfigurationError(
-            f"the vectors in this database are of {known['name']!r} with {known['dims']} dimensions, and the store "
-            f"was opened with {index.model!r}{f' with {index.dims}' if index.dims else ''}; open it with the "
-            "model that it was set up with, or use another database for the new one"
+            f"the vectors in this database are of {known['name']!r} with {known['dims']} dimensions, and "
+            f"the store was opened with {index.model!r}{f' with {index.dims}' if index.dims else ''}; open it "
+            "with the model that it was set up with, or use another database for the new one"
         )
     return Model(known["id"], known["dims"])
 

@@ -1,0 +1,189 @@
+"""The commands with their options; each imports what it runs only then, so that ``--help`` is quick.
+
+An error is one line on standard error, never a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from langmem_stack.errors import LangmemStackError
+
+app = typer.Typer(
+    name="langmem-stack",
+    help="Memory for LangChain chains and LangGraph agents, on plain Redis and PostgreSQL with pgvector.",
+    epilog="Servers: --data DIR starts embedded ones; without it LANGMEM_STACK_REDIS_URL and "
+    "LANGMEM_STACK_POSTGRES_URL name them, and else ./memory is used. Exit codes: 0 done, 1 not done or not "
+    "all of it, 2 the words of the call are off.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Data: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR", help="Embedded servers with their data in DIR.", show_default=False
+    ),
+]
+Model: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="PROVIDER:MODEL",
+        help="Chat model; 'offline' quotes memory. Default: LANGMEM_STACK_MODEL, else offline.",
+        show_default=False,
+    ),
+]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path, typer.Option("--data", metavar="DIR", help="Where the demo keeps its data.")
+    ] = Path(".langmem-demo"),
+    model: Model = None,
+    scene: Annotated[Literal["monday", "thursday"] | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Play two conversations on different days, with a full stop of all processes between them.
+
+    It runs on embedded servers, without a key and without a network. If it was killed, the next run
+    shows what was said and goes on from there.
+
+    Example: `langmem-stack demo --data ./demo-memory`
+    """
+    from langmem_stack.cli import demo
+
+    raise typer.Exit(demo.play_all(data, model) if scene is None else demo.play(data, model, scene))
+
+
+@app.command()
+def chat(
+    user: Annotated[
+        str,
+        typer.Option(
+            "--user", "-u", metavar="USER", help="Who is talking; by default you.", show_default=False
+        ),
+    ] = "",
+    thread: Annotated[
+        str, typer.Option("--thread", "-t", metavar="THREAD", help="Which conversation.")
+    ] = "main",
+    data: Data = None,
+    model: Model = None,
+) -> None:
+    """Talk to an agent that remembers you, in this conversation and in later ones.
+
+    Answers stream. `/memory` shows what it knows; arrows reach your earlier messages.
+
+    Example: `langmem-stack chat --data ./memory --user priya --thread monday`
+    """
+    from langmem_stack.cli import chat
+
+    chat.chat(user, thread, data, model)
+
+
+@app.command("import")
+def import_transcript(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, metavar="FILE")],
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Record a JSONL transcript: a message a line, with `id, user_id, session_id, role, name, content, at`.
+
+    `role` is user or assistant, `at` ISO 8601 (UTC where it has no zone), `name` may be left out. Running
+    it twice adds nothing. A bad line is reported with its number and the rest is kept; the exit code
+    is 1 then.
+
+    Example: `langmem-stack import conversations.jsonl --data ./memory`
+    """
+    from langmem_stack.cli import transfer
+
+    raise typer.Exit(transfer.import_file(file, data, as_json=as_json))
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask, in plain words.", show_default=False)],
+    user: Annotated[
+        str, typer.Option("--user", "-u", metavar="USER", help="Whose memory.", show_default=False)
+    ],
+    data: Data = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a question from a user's memory, and show what was recalled, from when, with which score.
+
+    The question itself is not remembered.
+
+    Example: `langmem-stack ask --data ./memory --user priya "What am I building?"`
+    """
+    from langmem_stack.cli import ask
+
+    ask.ask(question, user, data, model, as_json=as_json)
+
+
+@app.command()
+def doctor(data: Data = None, as_json: Json = False) -> None:
+    """Look at servers, versions, migrations and settings, and say what to do about each.
+
+    Warnings do not change the exit code; what failed makes it 1.
+
+    Example: `langmem-stack doctor --data ./memory`
+    """
+    from langmem_stack.cli import doctor
+
+    raise typer.Exit(doctor.doctor(data, as_json=as_json))
+
+
+@app.command()
+def setup(data: Data = None) -> None:
+    """Create or migrate the tables in PostgreSQL; safe to repeat.
+
+    Example: `langmem-stack setup` with LANGMEM_STACK_POSTGRES_URL and LANGMEM_STACK_REDIS_URL set
+    """
+    from langmem_stack.cli import worker
+
+    worker.setup(data)
+
+
+@app.command()
+def worker(
+    data: Data = None,
+    every: Annotated[
+        float, typer.Option("--every", metavar="SECONDS", min=0.1, help="Pause between rounds.")
+    ] = 30.0,
+    once: Annotated[bool, typer.Option("--once", help="Do one round and end.")] = False,
+) -> None:
+    """Do what was put off: give vectors to texts whose embedding model was out of reach.
+
+    Run as many as wanted; SIGTERM ends one after its round.
+
+    Example: `langmem-stack worker --every 10`
+    """
+    from langmem_stack.cli import worker
+
+    worker.work(data, every=every, once=once)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command; return its exit code."""
+    try:
+        app(list(arguments))
+    except LangmemStackError as error:
+        sys.stdout.flush()
+        Console(stderr=True, highlight=False).print(
+            f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True
+        )
+        return 1
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0

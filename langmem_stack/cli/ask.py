@@ -1,0 +1,50 @@
+"""``langmem-stack ask``: one question, answered from memory, that leaves no trace in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+from langchain_core.messages import HumanMessage
+from rich.markup import escape
+
+from langmem_stack.agent import create_memory_agent
+from langmem_stack.cli.answers import thread
+from langmem_stack.cli.screen import (
+    complain,
+    console,
+    memories_table,
+    model_name,
+    open_memory,
+)
+from langmem_stack.messages import text_of
+
+
+def ask(question: str, user: str, data: Path | None, model: str | None, *, as_json: bool) -> None:
+    """Answer a question and show what was recalled."""
+    with open_memory(data) as memory:
+        agent = create_memory_agent(model_name(model), memory=memory, read_only=True)
+        result = agent.invoke({"messages": [HumanMessage(question)]}, config=thread(user, "ask"))
+    answer, context = text_of(result["messages"][-1]), result["context"]
+    if as_json:
+        recalled = [found.as_dict() for found in context["recalled"]]
+        typer.echo(
+            json.dumps(
+                {
+                    "question": question,
+                    "answer": answer,
+                    "recalled": recalled,
+                    "degraded": context["degraded"],
+                }
+            )
+        )
+        return
+    console.print(escape(answer))
+    console.print()
+    if context["recalled"]:
+        console.print(memories_table(context["recalled"], "recalled"))
+    else:
+        console.print(f"[dim]Nothing is in memory for user {escape(repr(user))} about this.[/]")
+    if context["degraded"]:
+        complain(f"out of reach: {', '.join(context['degraded'])}; 'langmem-stack doctor' tells more")

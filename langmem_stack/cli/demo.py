@@ -1,0 +1,128 @@
+"""``langmem-stack demo``: two conversations on different days, with everything stopped between them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from langchain_core.messages import HumanMessage
+from rich.markup import escape
+
+from langmem_stack.agent import create_memory_agent
+from langmem_stack.cli.answers import Agent, stream_answer, thread
+from langmem_stack.cli.screen import complain, console, memories_table
+from langmem_stack.embedded import EmbeddedServers
+from langmem_stack.messages import text_of
+from langmem_stack.models import OFFLINE
+from langmem_stack.stack import MemoryStack
+
+_USER = "priya"
+_SHOWN = 3  # recalled memories
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A scripted conversation."""
+
+    day: str
+    """ISO 8601; one day for all of it."""
+    title: str
+    said: tuple[str, ...]
+
+
+_LAST = "thursday"
+_SCENES = {
+    "monday": Scene(
+        "2026-03-02",
+        "Monday, 2 March 2026",
+        (
+            "Hi, I'm Priya. I'm building a Rust compiler called Ferrite.",
+            "My daughter Mira is allergic to peanuts, keep that in mind when I ask for recipes.",
+            "We present Ferrite to the investors in Lisbon on 20 March.",
+        ),
+    ),
+    "thursday": Scene(
+        "2026-03-12",
+        "Thursday, 12 March 2026: another conversation, in new processes",
+        (
+            "What is Mira allergic to?",
+            "Where do we present to the investors?",
+        ),
+    ),
+}
+
+
+def play_all(data: Path, model: str | None) -> int:
+    """Play each scene in a process of its own; return the exit code."""
+    with MemoryStack.embedded(data, embeddings=OFFLINE) as memory:
+        if len(memory.transcript(_USER, _LAST)) == 2 * len(_SCENES[_LAST].said):
+            for name in _SCENES:
+                _show_kept(memory, name)
+            memory.forget(_USER)
+            console.print("[dim]That run was complete; the demo begins anew with an empty memory.[/]\n")
+    for name in _SCENES:
+        # When the process ends, so do the servers that it used.
+        command = [sys.executable, "-m", "langmem_stack", "demo", "--scene", name, "--data", str(data)]
+        if code := subprocess.call([*command, "--model", model or OFFLINE]):  # noqa: S603  # ourselves
+            return code
+        _show_stopped(data)
+    where = escape(str(data))
+    console.print(
+        f"[dim]The memory is in {where}; talk to it:[/] langmem-stack chat --user {_USER} --data {where}",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def play(data: Path, model: str | None, name: str) -> int:
+    """Play one scene; what was said in it already is shown and not said again."""
+    model, scene = model or OFFLINE, _SCENES[name]
+    console.rule(f"[bold]{scene.title}", align="left", style="dim")
+    if model == OFFLINE:
+        console.print("[dim]Embeddings and answers come from offline stand-ins, not from language models.[/]")
+    with MemoryStack.embedded(data, embeddings=OFFLINE) as memory:
+        agent = create_memory_agent(model, memory=memory)
+        kept = {entry.message_id for entry in memory.transcript(_USER, name)}
+        if kept:
+            _show_kept(memory, name)
+        for number, text in enumerate(scene.said):
+            message = HumanMessage(text, id=f"demo-{name}-{number}")
+            if message.id not in kept:
+                _exchange(agent, message, name)
+    return 0
+
+
+def _exchange(agent: Agent, message: HumanMessage, name: str) -> None:
+    console.print(f"\n[bold]Priya:[/] {escape(text_of(message))}")
+    config = thread(_USER, name, occurred_at=f"{_SCENES[name].day}T09:00:00+00:00")
+    context = None
+    for piece in stream_answer(agent, message, config):
+        if not isinstance(piece, str):
+            context = piece
+            if context["recalled"]:
+                console.print(memories_table(context["recalled"][:_SHOWN], "recalled"))
+            console.print("[bold]Agent:[/] ", end="")
+            continue
+        console.print(escape(piece), end="", soft_wrap=True)
+    console.print()
+
+
+def _show_kept(memory: MemoryStack, name: str) -> None:
+    entries = memory.transcript(_USER, name)
+    console.print(f"[dim]Kept from an earlier run ({_SCENES[name].title}):[/]")
+    for entry in entries:
+        who = "Priya" if isinstance(entry.message, HumanMessage) else "Agent"
+        console.print(
+            f"  [dim]{entry.occurred_at:%Y-%m-%d}[/] {who}: {escape(text_of(entry.message))}", soft_wrap=True
+        )
+
+
+def _show_stopped(data: Path) -> None:
+    if EmbeddedServers.running(data):
+        complain(f"the servers of {data} still run: another process uses them")
+    else:
+        console.print(
+            "\n[dim]The process has ended, and PostgreSQL and Redis with it. Nothing runs any more.[/]\n"
+        )

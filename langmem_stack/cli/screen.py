@@ -1,0 +1,51 @@
+"""What the commands share: consoles, which memory and model to use, memories as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from langmem_stack.models import OFFLINE
+from langmem_stack.recall import Memory
+from langmem_stack.settings import read_settings
+from langmem_stack.stack import MemoryStack
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+_DEFAULT_DATA = Path("memory")
+
+
+def open_memory(data: Path | None) -> MemoryStack:
+    """Return the memory that the options and the environment name; ``./memory`` if they name none."""
+    settings = read_settings()
+    configured = settings.redis_url or settings.postgres_url or settings.data
+    return MemoryStack(data=data or (None if configured else _DEFAULT_DATA), settings=settings)
+
+
+def model_name(given: str | None) -> str:
+    """Return the chat model to use: the option, the setting, or the offline stand-in."""
+    return given or read_settings().model or OFFLINE
+
+
+def complain(message: str) -> None:
+    """Print an error."""
+    errors.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+
+
+def memories_table(memories: Iterable[Memory], title: str) -> Table:
+    """Return recalled memories with their dates and scores."""
+    table = Table(
+        title=title, title_justify="left", title_style="dim", header_style="dim", box=None, pad_edge=False
+    )
+    table.add_column("said on", no_wrap=True)
+    table.add_column("score", justify="right")
+    table.add_column("by", no_wrap=True)
+    table.add_column("what")
+    for memory in memories:
+        table.add_row(f"{memory.at:%Y-%m-%d}", f"{memory.score:.2f}", memory.role, escape(memory.text))
+    return table

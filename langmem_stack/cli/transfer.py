@@ -1,0 +1,87 @@
+"""``langmem-stack import``: past conversations, from a JSONL transcript."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import typer
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from langmem_stack.cli.screen import complain, console, errors, open_memory
+from langmem_stack.errors import InvalidInputError
+from langmem_stack.transcript import Entry
+
+_BATCH = 100  # lines between two moves of the progress bar
+
+
+class Line(BaseModel):
+    """One message of a transcript file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    user_id: str
+    session_id: str
+    role: Literal["user", "assistant"]
+    content: str
+    at: datetime
+    name: str | None = None
+
+    def entry(self) -> Entry:
+        """Return it as an entry of the transcript; a time without a zone is in UTC."""
+        kind: type[BaseMessage] = HumanMessage if self.role == "user" else AIMessage
+        at = self.at if self.at.tzinfo else self.at.replace(tzinfo=UTC)
+        message = kind(self.content, id=self.id, name=self.name)
+        return Entry(self.user_id, self.session_id, self.id, message, at)
+
+
+def import_file(file: Path, data: Path | None, *, as_json: bool) -> int:
+    """Record the messages of a file; return the exit code, 1 if a line was bad."""
+    added = read = bad = 0
+    with open_memory(data) as memory, file.open("rb") as lines, _progress() as progress:
+        bar = progress.add_task("importing", total=file.stat().st_size)
+        batch: list[Entry] = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                if line.strip():
+                    batch.append(_parsed(line))
+                    read += 1
+            except InvalidInputError as error:
+                bad += 1
+                progress.console.print(f"[bold red]line {number}:[/] {escape(str(error))}", soft_wrap=True)
+            if len(batch) == _BATCH:
+                added, batch = added + memory.import_transcript(batch), []
+            progress.update(bar, completed=lines.tell())
+        added += memory.import_transcript(batch)
+    if as_json:
+        typer.echo(json.dumps({"added": added, "already_there": read - added, "bad_lines": bad}))
+    else:
+        console.print(f"{added} messages added, {read - added} already there, {bad} bad lines")
+    if bad:
+        complain(f"{bad} lines of {file} were left out; mend them and import the file again")
+    return 1 if bad else 0
+
+
+def _parsed(line: bytes) -> Entry:
+    try:
+        return Line.model_validate_json(line).entry()
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc'])) or 'line'}: {e['msg']}" for e in error.errors())
+        raise InvalidInputError("; ".join(problems)) from error
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+    )

@@ -1,0 +1,86 @@
+"""A proxy in front of a server that counts round trips on the wire."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+
+class Proxy:
+    """Forwards connections and counts how often clients, after an answer, send something again."""
+
+    def __init__(self, listen: Path, target: str | tuple[str, int]) -> None:
+        self._target = target
+        self._lock = threading.Lock()
+        self._trips = 0
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(listen))
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @contextlib.contextmanager
+    def count(self) -> Iterator[list[int]]:
+        """Count what happens inside; the list holds the number afterwards."""
+        counted: list[int] = []
+        before = self._trips
+        yield counted
+        counted.append(self._trips - before)
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                unix = isinstance(self._target, str)
+                server = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
+                server.connect(self._target)
+                answered = threading.Event()
+                answered.set()
+                for source, sink, asks in ((client, server, True), (server, client, False)):
+                    threading.Thread(
+                        target=self._forward, args=(source, sink, asks, answered), daemon=True
+                    ).start()
+
+    def _forward(self, source: socket.socket, sink: socket.socket, asks: bool, answered: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 20):
+                if not asks:
+                    answered.set()
+                elif answered.is_set():
+                    answered.clear()
+                    with self._lock:
+                        self._trips += 1
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def before_postgres(url: str, directory: Path) -> Iterator[tuple[Proxy, str]]:
+    """A proxy and the connection string that leads through it."""
+    parts = conninfo_to_dict(url)
+    host, port = str(parts.get("host") or "localhost"), int(parts.get("port") or 5432)
+    target: str | tuple[str, int] = f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port)
+    proxy = Proxy(directory / f".s.PGSQL.{port}", target)
+    with contextlib.closing(proxy):
+        yield proxy, make_conninfo(url, host=str(directory), sslmode="disable")
+
+
+@contextlib.contextmanager
+def before_redis(url: str, directory: Path) -> Iterator[tuple[Proxy, str]]:
+    """A proxy and the URL that leads through it."""
+    parts = urlsplit(url)
+    unix = parts.scheme == "unix"
+    target = unquote(parts.path) if unix else (parts.hostname or "localhost", parts.port or 6379)
+    proxy = Proxy(directory / "redis.sock", target)
+    with contextlib.closing(proxy):
+        yield proxy, f"unix://{directory}/redis.sock?{parts.query}"
