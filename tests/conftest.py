@@ -72,6 +72,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         yield Servers(postgres, redis_url)
         return
     with EmbeddedServers.start(tmp_path_factory.mktemp("servers")) as embedded:
+        with psycopg.connect(embedded.postgres_url, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = off")  # a database for each test, quickly
+            connection.execute("SELECT pg_reload_conf()")
         yield Servers(postgres or embedded.postgres_url, redis_url or embedded.redis_url)
 
 

@@ -49,7 +49,9 @@ class Proxy:
                         target=self._forward, args=(source, sink, asks, answered), daemon=True
                     ).start()
 
-    def _forward(self, source: socket.socket, sink: socket.socket, asks: bool, answered: threading.Event) -> None:
+    def _forward(
+        self, source: socket.socket, sink: socket.socket, asks: bool, answered: threading.Event
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 20):
                 if not asks:

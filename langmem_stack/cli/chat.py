@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from langchain_core.messages import HumanMessage
+from langgraph.store.base import SearchOp
 from rich.markup import escape
 from rich.table import Table
 
@@ -79,7 +80,8 @@ def _command(line: str, memory: MemoryStack, user: str, thread_id: str) -> bool:
 
 def _known(memory: MemoryStack, user: str) -> Table:
     """Return the newest of what the user said, in all conversations."""
-    items = memory.store.search(turns_namespace(user), filter={"role": "user"}, limit=_SHOWN)
+    op = SearchOp(turns_namespace(user), filter={"role": "user"}, limit=_SHOWN)
+    items = memory.perform(memory.store.search_steps(op))
     sessions = memory.sessions(user)
     total = sum(session.messages for session in sessions)
     table = Table(

@@ -23,11 +23,10 @@ class LexicalEmbeddings(Embeddings):
     "automobile" are strangers to it. It stands in for an embedding model, it is none.
     """
 
-    model = "offline-lexical"
-
     def __init__(self, dims: int = 512) -> None:
         """Make vectors of ``dims`` components and length 1."""
         self.dims = dims
+        self.model = f"offline-lexical-{dims}"
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return a unit vector for each text."""

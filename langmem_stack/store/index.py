@@ -11,6 +11,7 @@ from langgraph.store.base import ensure_embeddings, get_text_at_path
 
 from langmem_stack.errors import ConfigurationError
 from langmem_stack.messages import storable_text
+from langmem_stack.models import resolve_embeddings
 
 _KNOWN = {"dims", "embed", "fields", "language", "model"}
 
@@ -45,10 +46,10 @@ class Index:
                 "the index config has no 'embed'; pass an Embeddings, a function or 'provider:model'"
             )
         embed = config["embed"]
-        embeddings = ensure_embeddings(embed)
+        embeddings = resolve_embeddings(embed) if isinstance(embed, str) else ensure_embeddings(embed)
         return cls(
             embeddings=embeddings,
-            model=config.get("model") or (embed if isinstance(embed, str) else model_name(embeddings)),
+            model=config.get("model") or model_name(embeddings),
             dims=config.get("dims"),
             fields=tuple(config.get("fields") or ("$",)),
             language=config.get("language", "english"),
@@ -66,13 +67,9 @@ class Index:
 
 
 def model_name(embeddings: Embeddings) -> str:
-    """Return a name for an embedding model: its class and, where it tells, the model behind it."""
-    name = next(
-        (value for value in (getattr(embeddings, at, None) for at in ("model", "model_name")) if value),
-        None,
-    )
-    kind = type(embeddings).__name__
-    return f"{kind}:{name}" if isinstance(name, str) else kind
+    """Return the name of the model behind an ``Embeddings`` where it tells, else the name of its class."""
+    names = (getattr(embeddings, attribute, None) for attribute in ("model", "model_name"))
+    return next((name for name in names if isinstance(name, str) and name), type(embeddings).__name__)
 
 
 def vector_text(vector: Sequence[float]) -> str:

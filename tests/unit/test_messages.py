@@ -23,13 +23,16 @@ JSON = st.recursive(
 )
 CONTENT = TEXT | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": TEXT}), max_size=3)
 CALLS = st.lists(
-    st.fixed_dictionaries({"name": TEXT, "args": st.dictionaries(TEXT, JSON, max_size=3), "id": TEXT}), max_size=3
+    st.fixed_dictionaries({"name": TEXT, "args": st.dictionaries(TEXT, JSON, max_size=3), "id": TEXT}),
+    max_size=3,
 )
 COMMON = {"content": CONTENT, "id": st.none() | TEXT, "name": st.none() | TEXT}
 MESSAGES = st.one_of(
     st.builds(HumanMessage, **COMMON, additional_kwargs=st.dictionaries(TEXT, JSON, max_size=2)),
     st.builds(SystemMessage, **COMMON),
-    st.builds(AIMessage, **COMMON, tool_calls=CALLS, response_metadata=st.dictionaries(TEXT, JSON, max_size=2)),
+    st.builds(
+        AIMessage, **COMMON, tool_calls=CALLS, response_metadata=st.dictionaries(TEXT, JSON, max_size=2)
+    ),
     st.builds(
         ToolMessage,
         **COMMON,

@@ -14,7 +14,9 @@ from langmem_stack.scope import (
     turn_key,
 )
 
-HOSTILE = st.text(st.sampled_from(["a", "1", "*", ":", "{", "}", ".", "%", "_", "/", "'", "\0", "\ud800", "é", "?"]))
+HOSTILE = st.text(
+    st.sampled_from(["a", "1", "*", ":", "{", "}", ".", "%", "_", "/", "'", "\0", "\ud800", "é", "?"])
+)
 ANY = HOSTILE | st.text(st.characters(codec=None), max_size=20)
 IDS = ANY.filter(bool)
 
