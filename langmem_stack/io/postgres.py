@@ -8,6 +8,7 @@ all up to the final Sync as one transaction, so that is one round trip too.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -48,8 +49,9 @@ class Postgres:
 
         Args:
             conninfo: What libpq accepts; its environment variables (``PGPASSWORD``, ...) count too.
-            pool_config: Passed to `psycopg_pool.ConnectionPool`; by default up to 10 connections
-                that are opened as needed, and 5 seconds of waiting for one.
+            pool_config: Passed to `psycopg_pool.ConnectionPool` and its async twin; by default up to
+                10 connections that are opened as needed, and 5 seconds of waiting for one. Not
+                ``configure``, which would have to be plain for one and async for the other.
 
         Raises:
             ConfigurationError: The connection string can't be parsed.
@@ -64,6 +66,10 @@ class Postgres:
             ) from None
         self.address = f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
         config = {**_POOL_DEFAULTS, **(pool_config or {})}
+        if "configure" in config:
+            raise ConfigurationError(
+                "pool_config can't hold 'configure'; set what it sets in the database or role"
+            )
         config["kwargs"] = {**_CONNECTION, **(config.get("kwargs") or {})}
         self._conninfo, self._config = conninfo, config
         self._lock = threading.Lock()
@@ -125,11 +131,23 @@ class Postgres:
             return self._pool
 
     async def _hold(self) -> AsyncGenerator[_AsyncPool]:
-        pool: _AsyncPool = AsyncConnectionPool(self._conninfo, open=False, **self._config)
+        opened: weakref.WeakSet[psycopg.AsyncConnection[Row]] = weakref.WeakSet()
+
+        async def remember(connection: psycopg.AsyncConnection[Row]) -> None:
+            opened.add(connection)
+
+        pool: _AsyncPool = AsyncConnectionPool(
+            self._conninfo, open=False, **{**self._config, "configure": remember}
+        )
         try:
             yield pool
         finally:
-            await pool.close()
+            try:
+                await pool.close()
+            finally:
+                # asyncio.run cancels the pool's workers before it comes to this; close() gives up then.
+                for connection in list(opened):
+                    await connection.close()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -179,7 +179,9 @@ def test_prefixes_agree_with_python(
 
     for wanted in {prefix, prefix[:1], namespaces[0][:1], *namespaces}:
         [items] = plain_store.batch([SearchOp(wanted, limit=100)])
-        assert {item.namespace for item in items} == {namespace for namespace in namespaces if namespace[: len(wanted)] == wanted}
+        assert {item.namespace for item in items} == {
+            namespace for namespace in namespaces if namespace[: len(wanted)] == wanted
+        }
     assert plain_store.list_namespaces(limit=100) == sorted(set(namespaces))
 
 

@@ -1,0 +1,227 @@
+"""What a turn loads and records, with both servers, with one of them, and after losses."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+
+from langmem_stack import MemoryStack
+from langmem_stack.errors import CorruptDataError, StorageUnavailableError
+from langmem_stack.exchange import Loaded
+from langmem_stack.scope import outbox_key, session_keys
+from langmem_stack.settings import Settings
+from tests.conftest import Mode, Servers
+from tests.round_trips import before_postgres, before_redis
+
+NOW = datetime(2026, 3, 2, tzinfo=UTC)
+
+
+def exchange(number: int) -> list[BaseMessage]:
+    return [
+        HumanMessage(f"question {number}", id=f"h{number}"),
+        AIMessage(f"answer {number}", id=f"a{number}"),
+    ]
+
+
+@dataclass
+class World:
+    """The same memory with both servers, without Redis, and without PostgreSQL."""
+
+    both: MemoryStack
+    without_redis: MemoryStack
+    without_postgres: MemoryStack
+    mode: Mode
+    servers: Servers
+
+    def load(self, memory: MemoryStack, question: str = "question", session: str = "s") -> Loaded:
+        loaded: Loaded = self.mode(memory, "perform", memory.conversation("u", session).load_steps(question))
+        return loaded
+
+    def record(self, memory: MemoryStack, number: int, *, behind: bool = False) -> list[str]:
+        steps = memory.conversation("u", "s").record_steps(exchange(number), NOW, behind=behind)
+        degraded: list[str] = self.mode(memory, "perform", steps)
+        return degraded
+
+    def recorded(self) -> list[str]:
+        return [entry.message_id for entry in self.mode(self.both, "transcript", "u", "s")]
+
+
+@pytest.fixture
+def world(
+    database: str, servers: Servers, prefix: str, mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    monkeypatch.setattr(
+        "langmem_stack.io.postgres._POOL_DEFAULTS", {"min_size": 0, "max_size": 4, "timeout": 0.5}
+    )
+    settings = Settings(redis_prefix=prefix, window=4)
+    options: dict[str, Any] = {"embeddings": "offline", "settings": settings}
+    down = f"postgresql:///x?host={tmp_path}"
+    made = World(
+        MemoryStack(postgres_url=database, redis_url=servers.redis_url, **options),
+        MemoryStack(postgres_url=database, redis_url=f"unix://{tmp_path}/no.sock", **options),
+        MemoryStack(postgres_url=down, redis_url=servers.redis_url, **options),
+        mode,
+        servers,
+    )
+    yield made
+    for memory in (made.both, made.without_redis, made.without_postgres):
+        mode(memory, "close")
+
+
+def ids(messages: list[BaseMessage]) -> list[str | None]:
+    return [message.id for message in messages]
+
+
+def test_a_turn_sees_the_window_and_recalls_the_rest(world: World) -> None:
+    """The newest messages are the running conversation; older ones come back as memories, none twice."""
+    for number in range(5):
+        assert world.record(world.both, number) == []
+
+    loaded = world.load(world.both, "question 0")
+
+    assert ids(loaded.recent) == ["h3", "a3", "h4", "a4"]
+    assert loaded.recalled[0].message_ids == ("h0",)
+    assert not {"h3", "a3", "h4", "a4"} & {memory.message_ids[0] for memory in loaded.recalled}
+    assert loaded.degraded == []
+    other = world.load(world.both, "question 4", session="another")
+    assert other.recent == []
+    assert other.recalled[0].message_ids == ("h4",)
+
+
+def test_recording_again_changes_nothing(world: World) -> None:
+    """A retried write-back leaves one exchange."""
+    for _ in range(3):
+        world.record(world.both, 1)
+
+    assert world.recorded() == ["h1", "a1"]
+    assert ids(world.load(world.both).recent) == ["h1", "a1"]
+
+
+@pytest.mark.parametrize("loss", ["all", "messages", "ids", "tail"])
+def test_what_redis_lost_is_read_again_from_the_transcript(world: World, prefix: str, loss: str) -> None:
+    """Expiry, eviction of one key, or an old copy: the conversation goes on, in order, once."""
+    for number in range(3):
+        world.record(world.both, number)
+    keys = session_keys(prefix, "s", "u")
+    with redis.Redis.from_url(world.servers.redis_url) as client:
+        if loss == "tail":
+            client.rpop(keys.messages, 2)
+            client.zremrangebyrank(keys.ids, -2, -1)
+        else:
+            names = {"all": [keys.messages, keys.ids], "messages": [keys.messages], "ids": [keys.ids]}[loss]
+            client.delete(*names)
+
+    assert ids(world.load(world.both).recent) == ["h1", "a1", "h2", "a2"]
+    world.record(world.both, 3)
+    assert ids(world.load(world.both).recent) == ["h2", "a2", "h3", "a3"]
+    assert world.recorded() == [f"{kind}{n}" for n in range(4) for kind in "ha"]
+
+
+def test_without_redis_the_record_serves_alone(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The turn answers from PostgreSQL and says so; Redis has it again on the next contact."""
+    world.record(world.both, 0)
+    with caplog.at_level(logging.WARNING):
+        loaded = world.load(world.without_redis, "question 0")
+    assert (ids(loaded.recent), loaded.degraded) == (["h0", "a0"], ["redis"])
+    assert "going on without redis" in caplog.text
+
+    assert world.record(world.without_redis, 1) == ["redis"]
+
+    assert ids(world.load(world.both).recent) == ["h0", "a0", "h1", "a1"]
+
+
+def test_without_postgres_nothing_is_lost(world: World, prefix: str) -> None:
+    """The turn goes on with Redis; what could not be recorded is, on the next contact, in order, once."""
+    world.record(world.both, 0)
+    loaded = world.load(world.without_postgres, "question 0")
+    assert (ids(loaded.recent), loaded.recalled, loaded.degraded) == (["h0", "a0"], [], ["postgres"])
+
+    assert world.record(world.without_postgres, 1, behind=True) == ["postgres"]
+    assert world.record(world.without_postgres, 2, behind=True) == ["postgres"]
+    assert ids(world.load(world.without_postgres).recent) == ["h1", "a1", "h2", "a2"]
+    assert world.recorded() == ["h0", "a0"]
+
+    back = world.load(world.both)
+    assert ids(back.recent) == ["h1", "a1", "h2", "a2"]
+    assert world.recorded() == ["h0", "a0", "h1", "a1", "h2", "a2"]
+    with redis.Redis.from_url(world.servers.redis_url) as client:
+        assert client.exists(outbox_key(prefix, "u")) == 0
+
+
+def test_postgres_that_comes_back_within_a_turn_keeps_the_order(world: World) -> None:
+    """An exchange whose turn began without PostgreSQL is recorded behind those that wait."""
+    world.record(world.without_postgres, 0)
+
+    assert world.record(world.both, 1, behind=True) == []
+
+    assert world.recorded() == ["h0", "a0", "h1", "a1"]
+
+
+def test_flush_delivers_what_waits(world: World) -> None:
+    """Without another turn, ``flush`` records what PostgreSQL was not there to take."""
+    world.record(world.without_postgres, 0)
+
+    flushed = world.mode(world.both, "flush", "u")
+
+    assert (flushed.delivered, world.recorded()) == (2, ["h0", "a0"])
+    assert world.mode(world.both, "flush", "u").delivered == 0
+
+
+def test_without_both_servers_the_turn_fails(servers: Servers, mode: Mode, tmp_path: Path) -> None:
+    """What can't be kept anywhere is not acknowledged."""
+    memory = MemoryStack(
+        postgres_url=f"postgresql:///x?host={tmp_path}",
+        redis_url=f"unix://{tmp_path}/no.sock",
+        embeddings="offline",
+    )
+    steps = memory.conversation("u", "s").record_steps(exchange(1), NOW)
+
+    with pytest.raises(StorageUnavailableError):
+        mode(memory, "perform", steps)
+    mode(memory, "close")
+
+
+def test_foreign_data_is_an_error_and_no_outage(world: World, prefix: str) -> None:
+    """Only an unreachable server is worked around; damage is shown."""
+    with redis.Redis.from_url(world.servers.redis_url) as client:
+        client.set(session_keys(prefix, "s", "u").messages, "x")
+
+    with pytest.raises(CorruptDataError, match="another type of value"):
+        world.load(world.both)
+
+
+def test_a_turn_has_a_known_number_of_round_trips(
+    database: str, servers: Servers, settings: Settings, mode: Mode
+) -> None:
+    """Loading and recording are one round trip to each server, for any length of conversation."""
+    with (
+        tempfile.TemporaryDirectory() as one,
+        tempfile.TemporaryDirectory() as other,
+        before_postgres(database, Path(one)) as (postgres, postgres_url),
+        before_redis(servers.redis_url, Path(other)) as (redis_proxy, redis_url),
+    ):
+        memory = MemoryStack(
+            postgres_url=postgres_url, redis_url=redis_url, embeddings="offline", settings=settings
+        )
+        conversation = memory.conversation("u", "s")
+        for number in range(30):
+            mode(memory, "perform", conversation.record_steps(exchange(number), NOW))
+        mode(memory, "perform", conversation.load_steps("warm"))
+        with postgres.count() as in_postgres, redis_proxy.count() as in_redis:
+            mode(memory, "perform", conversation.load_steps("question 7"))
+        loading = (in_postgres, in_redis)
+        with postgres.count() as in_postgres, redis_proxy.count() as in_redis:
+            mode(memory, "perform", conversation.record_steps(exchange(99), NOW))
+        recording = (in_postgres, in_redis)
+        mode(memory, "close")
+
+    assert loading == recording == ([1], [1])
