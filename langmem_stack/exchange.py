@@ -21,11 +21,11 @@ from langmem_stack.errors import EmbeddingError, StorageUnavailableError
 from langmem_stack.io.steps import Steps, commands, embed_query, together, transaction
 from langmem_stack.messages import decode, encode, window
 from langmem_stack.recall import Memory, memories, recall_op
-from langmem_stack.scope import outbox_key, session_keys
+from langmem_stack.scope import outbox_key, thread_keys
 from langmem_stack.settings import Settings
 from langmem_stack.store import PgVectorStore
 from langmem_stack.store.operations import search_item, search_statement
-from langmem_stack.transcript import Entry, last_message_id, last_message_statement, read_steps
+from langmem_stack.transcript import Entry, Recorded, read_steps, recorded, recorded_statement
 from langmem_stack.transcript import append_steps as record_entries
 from langmem_stack.working import Newest, WorkingSession, append_steps, newest, newest_commands
 
@@ -54,8 +54,8 @@ class Conversation:
         self._outbox = outbox_key(settings.redis_prefix, user_id)
         # One message more than the window tells a window that was cut from one that was not.
         self._limit = settings.window + 1
-        keys = session_keys(settings.redis_prefix, session_id, user_id)
-        self._working = WorkingSession(session_id, keys, settings.session_ttl, keep=self._limit)
+        keys = thread_keys(settings.redis_prefix, user_id, session_id)
+        self._working = WorkingSession(keys, settings.session_ttl, keep=self._limit)
 
     def load_steps(self, question: str) -> Steps[Loaded]:
         """Read the running conversation and recall what is relevant: a round trip to each tier.
@@ -67,7 +67,7 @@ class Conversation:
         degraded = _out_of_reach({"redis": working, "postgres": record})
         if "postgres" in degraded:
             return Loaded(window(working[0].messages, self._settings.window), [], degraded)
-        last_id, recalled, embedded = record
+        extent, recalled, embedded = record
         degraded += [] if embedded else ["embeddings"]
         if "redis" in degraded:
             recent = [entry.message for entry in (yield from self._read_transcript())]
@@ -76,7 +76,8 @@ class Conversation:
             recent = state.messages
             if waiting:
                 yield from self.deliver_steps()
-            if waiting or state.last_id != last_id:
+            # The last message alone would not tell: an append may have followed the loss of all else.
+            if waiting or (state.last_id, len(recent)) != (extent.last_id, min(extent.messages, self._limit)):
                 recent = yield from self._rehydrate()
         recent = window(recent, self._settings.window)
         shown = {message.id for message in recent}
@@ -133,8 +134,8 @@ class Conversation:
         )
         return newest(self._working.keys, session), waiting
 
-    def _read_record(self, question: str) -> Steps[tuple[str | None, list[Memory], bool]]:
-        """Return the id of the last recorded message, what is recalled, and whether it was embedded."""
+    def _read_record(self, question: str) -> Steps[tuple[Recorded, list[Memory], bool]]:
+        """Return how far the record goes, what is recalled, and whether the question was embedded."""
         index, model = yield from self._store.model_steps()
         vector = None
         try:
@@ -144,10 +145,10 @@ class Conversation:
         # Some of what is found may be in the window; what is left should still fill the limit.
         op = recall_op(self.user_id, question, self._settings.recall_limit + self._settings.window)
         last, found = yield from transaction(
-            last_message_statement(self.user_id, self.session_id),
+            recorded_statement(self.user_id, self.session_id),
             search_statement(op, index, model, vector),
         )
-        return last_message_id(last), memories(map(search_item, found)), vector is not None
+        return recorded(last), memories(map(search_item, found)), vector is not None
 
     def _read_transcript(self) -> Steps[list[Entry]]:
         return (yield from read_steps(self.user_id, self.session_id, self._limit))

@@ -15,7 +15,7 @@ from langmem_stack.io.drivers import Connections, arun, run
 from langmem_stack.io.redis import Redis
 from langmem_stack.io.steps import Steps, commands
 from langmem_stack.messages import window
-from langmem_stack.scope import session_keys
+from langmem_stack.scope import history_keys
 from langmem_stack.settings import DEFAULT_PREFIX
 from langmem_stack.working import WorkingSession, append_steps, newest, newest_commands
 
@@ -68,7 +68,7 @@ class RedisChatMessageHistory(BaseChatMessageHistory):
         if (redis_url is None) == (redis is None):
             raise ConfigurationError("pass redis_url, or redis for connections that you own, and not both")
         self.session_id = session_id
-        self._session = WorkingSession(session_id, session_keys(prefix, session_id, user_id), ttl)
+        self._session = WorkingSession(history_keys(prefix, session_id, user_id), ttl)
         self._window = window
         self._owned = Redis(redis_url) if redis_url is not None else None
         self._connections = Connections(redis=redis or self._owned)

@@ -66,22 +66,33 @@ class SessionKeys:
     """List: the messages, oldest first."""
     ids: str
     """Sorted set: their ids, by position, so that a message is appended once."""
+    name: str
+    """What the registry calls it: ASCII, with the ids escaped."""
     registry: str | None
-    """Set: the sessions of this user that Redis has seen; None for a history that stands alone."""
+    """Set: the conversations of this user that Redis has seen; None for a history that stands alone."""
 
 
-def session_keys(prefix: str, session_id: str, user_id: str | None = None) -> SessionKeys:
-    """Return the keys of a session; different ids never give the same key, whatever they hold."""
-    if user_id is None:
-        alone = f"{prefix}:{{{_escaped(session_id)}}}"
-        return SessionKeys(f"{alone}:messages", f"{alone}:ids", None)
-    user = f"{prefix}:{{{_escaped(user_id)}}}"
-    session = f"{user}:session:{_escaped(session_id)}"
-    return SessionKeys(f"{session}:messages", f"{session}:ids", registry_key(prefix, user_id))
+def thread_keys(prefix: str, user_id: str, thread_id: str) -> SessionKeys:
+    """Return the keys of an agent's conversation; different ids never give the same key."""
+    return registered_keys(prefix, user_id, f"thread:{_escaped(thread_id)}")
+
+
+def history_keys(prefix: str, session_id: str, user_id: str | None = None) -> SessionKeys:
+    """Return the keys of a chat history, of a user or alone; different ids never give the same key."""
+    if user_id is not None:
+        return registered_keys(prefix, user_id, f"history:{_escaped(session_id)}")
+    alone = f"{prefix}:{{{_escaped(session_id)}}}"
+    return SessionKeys(f"{alone}:messages", f"{alone}:ids", "", None)
+
+
+def registered_keys(prefix: str, user_id: str, name: str) -> SessionKeys:
+    """Return the keys of what a user's registry names so."""
+    base = f"{prefix}:{{{_escaped(user_id)}}}:{name}"
+    return SessionKeys(f"{base}:messages", f"{base}:ids", name, registry_key(prefix, user_id))
 
 
 def registry_key(prefix: str, user_id: str) -> str:
-    """Return the key of the set of a user's sessions in Redis."""
+    """Return the key of the set that names a user's conversations in Redis."""
     return f"{prefix}:{{{_escaped(user_id)}}}:sessions"
 
 

@@ -25,7 +25,7 @@ from langmem_stack.io.redis import Redis
 from langmem_stack.io.steps import Statement, Steps, commands, transaction
 from langmem_stack.models import resolve_embeddings
 from langmem_stack.recall import Memory, memories, recall_op
-from langmem_stack.scope import checked_id, outbox_key, registry_key, session_keys
+from langmem_stack.scope import checked_id, outbox_key, registered_keys, registry_key
 from langmem_stack.settings import Settings, read_settings
 from langmem_stack.sql.filters import in_namespace
 from langmem_stack.store import PgVectorStore
@@ -38,7 +38,6 @@ from langmem_stack.transcript import (
     read_steps,
     sessions_steps,
 )
-from langmem_stack.working import as_text
 
 T = TypeVar("T")
 _IMPORT_BATCH = 100  # messages in one transaction
@@ -168,8 +167,8 @@ class MemoryStack:
     def history(self, session_id: str, user_id: str | None = None) -> RedisChatMessageHistory:
         """Return the chat history of a session, as ``RunnableWithMessageHistory`` asks for it.
 
-        Such a history is in Redis alone: it is not recorded in the transcript. With a ``user_id`` it
-        is that user's session as the agent sees it.
+        Such a history is in Redis alone: it is not recorded in the transcript, and not the conversation
+        of an agent, even if that has the same ids. With a ``user_id``, `forget` erases it too.
         """
         return RedisChatMessageHistory(
             session_id,
@@ -347,7 +346,7 @@ class MemoryStack:
         prefix = self.settings.redis_prefix
         registry, outbox = registry_key(prefix, checked_id("user_id", user_id)), outbox_key(prefix, user_id)
         [sessions] = yield from commands(("SMEMBERS", registry))
-        keys = [session_keys(prefix, as_text(session), user_id) for session in sessions]
+        keys = [registered_keys(prefix, user_id, name.decode()) for name in sessions]
         names = [name for session in keys for name in (session.messages, session.ids)]
         [deleted] = yield from commands(("DEL", *names, outbox, registry))
         scope, params = in_namespace((user_id,), sql.SQL("item.namespace"))

@@ -58,6 +58,14 @@ class Session:
     active_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """How far the record of a session goes."""
+
+    messages: int
+    last_id: str | None
+
+
 def append_steps(entries: Sequence[Entry], index: Index, model: Model) -> Steps[int]:
     """Record messages, each once and in order, and make what was said searchable: one transaction.
 
@@ -100,14 +108,14 @@ def sessions_steps(user_id: str) -> Steps[list[Session]]:
     return [Session(**row) for row in rows]
 
 
-def last_message_statement(user_id: str, session_id: str) -> Statement:
-    """Return the statement that reads which message a session ends with."""
-    return Statement(SQL["last_message_id"], {"user_id": user_id, "session_id": session_id})
+def recorded_statement(user_id: str, session_id: str) -> Statement:
+    """Return the statement that reads how far the record of a session goes."""
+    return Statement(SQL["read_extent"], {"user_id": user_id, "session_id": session_id})
 
 
-def last_message_id(rows: Sequence[Row]) -> str | None:
-    """Read the reply to `last_message_statement`."""
-    return rows[0]["last_message_id"] if rows else None
+def recorded(rows: Sequence[Row]) -> Recorded:
+    """Read the reply to `recorded_statement`."""
+    return Recorded(**rows[0]) if rows else Recorded(0, None)
 
 
 def forget_statements(user_id: str) -> list[Statement]:

@@ -18,7 +18,7 @@ from langmem_stack.messages import decode, encode
 from langmem_stack.scope import SessionKeys
 
 # KEYS: messages, ids and, for a user's session, the registry of sessions. ARGV: time to live in ms or 0,
-# how many to keep or 0 for all, session id, then id and message in turn. The two counts come first
+# how many to keep or 0 for all, its name in the registry, then id and message in turn. The two counts come first
 # because they fail, before anything is written, if a key holds something foreign.
 _APPEND = """
 redis.call('LLEN', KEYS[1])
@@ -57,14 +57,14 @@ class Newest:
     messages: list[BaseMessage]
     """Oldest first."""
     last_id: str | None
-    """Id under which the last message was appended."""
+    """Id under which the last message was appended; None if there is none, or if one of the session's
+    two keys was lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkingSession:
-    """Where a session lies in Redis, and its rules."""
+    """A session in Redis, and its rules."""
 
-    session_id: str
     keys: SessionKeys
     ttl: float | None = None
     """Seconds after the last append in which it expires; None: it stays."""
@@ -94,8 +94,8 @@ def append_steps(
         args=(
             0 if session.ttl is None else max(1, round(session.ttl * 1000)),
             session.keep or 0,
-            as_bytes(session.session_id),
-            *(part for name, message in messages for part in (as_bytes(name), encode(message))),
+            keys.name,
+            *(part for name, message in messages for part in (_as_bytes(name), encode(message))),
         ),
     )
     return int(added)
@@ -117,14 +117,16 @@ def newest(keys: SessionKeys, replies: Sequence[Any]) -> Newest:
     """
     lines, ids = replies
     where = f"the key {keys.messages!r} in Redis"
-    return Newest([decode(line, where=where) for line in lines], as_text(ids[0]) if ids else None)
+    messages = [decode(line, where=where) for line in lines]
+    last_id = _as_text(ids[0]) if ids and messages else None
+    return Newest(messages, last_id if messages and messages[-1].id in (None, last_id) else None)
 
 
-def as_bytes(text: str) -> bytes:
+def _as_bytes(text: str) -> bytes:
     """Return an id as Redis stores it, whatever characters it holds."""
     return text.encode("utf-8", "surrogatepass")
 
 
-def as_text(stored: bytes) -> str:
+def _as_text(stored: bytes) -> str:
     """Return an id that Redis stored."""
     return stored.decode("utf-8", "surrogatepass")

@@ -56,8 +56,10 @@ SELECT * FROM (
 ) AS newest
 ORDER BY position;
 
--- last_message_id --
-SELECT last_message_id FROM langmem_stack.session WHERE user_id = %(user_id)s AND session_id = %(session_id)s;
+-- read_extent --
+SELECT last_position AS messages, last_message_id AS last_id
+FROM langmem_stack.session
+WHERE user_id = %(user_id)s AND session_id = %(session_id)s;
 
 -- list_sessions --
 SELECT session_id, last_position AS messages, active_at

@@ -17,7 +17,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langmem_stack import MemoryStack
 from langmem_stack.errors import CorruptDataError, StorageUnavailableError
 from langmem_stack.exchange import Loaded
-from langmem_stack.scope import outbox_key, session_keys
+from langmem_stack.scope import outbox_key, thread_keys
 from langmem_stack.settings import Settings
 from tests.conftest import Mode, Servers
 from tests.round_trips import before_postgres, before_redis
@@ -106,12 +106,24 @@ def test_recording_again_changes_nothing(world: World) -> None:
     assert ids(world.load(world.both).recent) == ["h1", "a1"]
 
 
+def test_a_loss_between_loading_and_recording_is_noticed(world: World, prefix: str) -> None:
+    """Redis that lost all, then got one exchange, is not taken for the whole conversation."""
+    for number in range(2):
+        world.record(world.both, number)
+    keys = thread_keys(prefix, "u", "s")
+    with redis.Redis.from_url(world.servers.redis_url) as client:
+        client.delete(keys.messages, keys.ids)
+    world.record(world.both, 2)
+
+    assert ids(world.load(world.both).recent) == ["h1", "a1", "h2", "a2"]
+
+
 @pytest.mark.parametrize("loss", ["all", "messages", "ids", "tail"])
 def test_what_redis_lost_is_read_again_from_the_transcript(world: World, prefix: str, loss: str) -> None:
     """Expiry, eviction of one key, or an old copy: the conversation goes on, in order, once."""
     for number in range(3):
         world.record(world.both, number)
-    keys = session_keys(prefix, "s", "u")
+    keys = thread_keys(prefix, "u", "s")
     with redis.Redis.from_url(world.servers.redis_url) as client:
         if loss == "tail":
             client.rpop(keys.messages, 2)
@@ -193,7 +205,7 @@ def test_without_both_servers_the_turn_fails(servers: Servers, mode: Mode, tmp_p
 def test_foreign_data_is_an_error_and_no_outage(world: World, prefix: str) -> None:
     """Only an unreachable server is worked around; damage is shown."""
     with redis.Redis.from_url(world.servers.redis_url) as client:
-        client.set(session_keys(prefix, "s", "u").messages, "x")
+        client.set(thread_keys(prefix, "u", "s").messages, "x")
 
     with pytest.raises(CorruptDataError, match="another type of value"):
         world.load(world.both)

@@ -19,7 +19,7 @@ from langmem_stack.errors import (
     InvalidInputError,
     StorageUnavailableError,
 )
-from langmem_stack.scope import session_keys
+from langmem_stack.scope import history_keys
 from tests.conftest import Mode, Servers
 from tests.round_trips import before_redis
 
@@ -111,7 +111,7 @@ def test_a_window_returns_the_newest_and_no_orphan(servers: Servers, prefix: str
 
 def test_the_ttl_slides_and_the_session_expires_as_a_whole(servers: Servers, prefix: str) -> None:
     """Every append renews the time of both keys; afterwards nothing of the session is left."""
-    keys = session_keys(prefix, "s")
+    keys = history_keys(prefix, "s")
     with history(servers, prefix, ttl=0.5) as kept, redis.Redis.from_url(servers.redis_url) as client:
         kept.add_messages(EXCHANGE)
         client.pexpire(keys.messages, 60)
@@ -132,12 +132,12 @@ def test_without_a_ttl_nothing_expires(servers: Servers, prefix: str) -> None:
     with history(servers, prefix) as kept, redis.Redis.from_url(servers.redis_url) as client:
         kept.add_messages(EXCHANGE)
 
-        assert client.ttl(session_keys(prefix, "s").messages) == -1
+        assert client.ttl(history_keys(prefix, "s").messages) == -1
 
 
 def test_foreign_data_under_the_key_is_an_error_that_names_it(servers: Servers, prefix: str) -> None:
     """A list of something else, or a key of another type, is never read as an empty history."""
-    key = session_keys(prefix, "s").messages
+    key = history_keys(prefix, "s").messages
     with history(servers, prefix) as kept, redis.Redis.from_url(servers.redis_url) as client:
         client.rpush(key, "surprise")
         with pytest.raises(CorruptDataError, match=f"{prefix}:.*holds something that is not a message"):
@@ -147,7 +147,7 @@ def test_foreign_data_under_the_key_is_an_error_that_names_it(servers: Servers, 
             _ = kept.messages
         with pytest.raises(CorruptDataError, match="holds another type"):
             kept.add_messages(EXCHANGE)
-        assert client.exists(session_keys(prefix, "s").ids) == 0
+        assert client.exists(history_keys(prefix, "s").ids) == 0
 
 
 def test_a_message_that_cannot_be_stored_leaves_the_others_out_too(servers: Servers, prefix: str) -> None:

@@ -8,9 +8,10 @@ from langmem_stack.errors import InvalidInputError
 from langmem_stack.scope import (
     MAX_ID_BYTES,
     checked_id,
+    history_keys,
     outbox_key,
     registry_key,
-    session_keys,
+    thread_keys,
     turn_key,
 )
 
@@ -26,8 +27,9 @@ def test_different_scopes_never_share_a_redis_key(scopes: list[tuple[str | None,
     """Whatever the ids hold, two sessions have no key in common, nor with a user's own keys."""
     keys: list[str] = []
     for user, session in scopes:
-        found = session_keys("langmem", session, user)
-        keys += [found.messages, found.ids]
+        kinds = [history_keys("langmem", session, user)]
+        kinds += [thread_keys("langmem", user, session)] if user is not None else []
+        keys += [key for found in kinds for key in (found.messages, found.ids)]
     for user in {user for user, _ in scopes if user is not None}:
         keys += [registry_key("langmem", user), outbox_key("langmem", user)]
 
@@ -37,7 +39,7 @@ def test_different_scopes_never_share_a_redis_key(scopes: list[tuple[str | None,
 @given(IDS, IDS)
 def test_all_keys_of_a_user_share_one_hash_tag(user: str, session: str) -> None:
     """A Redis Cluster keeps them in one slot: the text between the first pair of braces is the same."""
-    keys = session_keys("langmem", session, user)
+    keys = thread_keys("langmem", user, session)
 
     tags = {
         key[key.index("{") + 1 : key.index("}")]
