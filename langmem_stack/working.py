@@ -17,8 +17,8 @@ from langmem_stack.io.steps import Command, Steps, lua
 from langmem_stack.messages import decode, encode
 from langmem_stack.scope import SessionKeys
 
-# KEYS: messages, ids and, for a user's session, the registry of sessions. ARGV: time to live in ms or 0,
-# how many to keep or 0 for all, its name in the registry, then id and message in turn. The two counts come first
+# KEYS: messages, ids and, for a user's conversation, the registry. ARGV: time to live in ms or 0, how many
+# to keep or 0 for all, the name in the registry, then id and message in turn. The two counts come first
 # because they fail, before anything is written, if a key holds something foreign.
 _APPEND = """
 redis.call('LLEN', KEYS[1])
@@ -57,8 +57,7 @@ class Newest:
     messages: list[BaseMessage]
     """Oldest first."""
     last_id: str | None
-    """Id under which the last message was appended; None if there is none, or if one of the session's
-    two keys was lost."""
+    """Id under which the last message was appended; None if there is none or a key was lost."""
 
 
 @dataclass(frozen=True, slots=True)

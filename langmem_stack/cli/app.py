@@ -177,7 +177,7 @@ def worker(
 def run(arguments: Sequence[str]) -> int:
     """Run a command; return its exit code."""
     try:
-        app(list(arguments))
+        app(list(arguments), prog_name="langmem-stack")
     except LangmemStackError as error:
         sys.stdout.flush()
         Console(stderr=True, highlight=False).print(

@@ -7,17 +7,10 @@ from pathlib import Path
 
 import typer
 from langchain_core.messages import HumanMessage
-from rich.markup import escape
 
 from langmem_stack.agent import create_memory_agent
 from langmem_stack.cli.answers import thread
-from langmem_stack.cli.screen import (
-    complain,
-    console,
-    memories_table,
-    model_name,
-    open_memory,
-)
+from langmem_stack.cli.screen import complain, console, memories_table, model_name, open_memory, plain
 from langmem_stack.messages import text_of
 
 
@@ -40,11 +33,11 @@ def ask(question: str, user: str, data: Path | None, model: str | None, *, as_js
             )
         )
         return
-    console.print(escape(answer))
+    console.print(plain(answer))
     console.print()
     if context["recalled"]:
         console.print(memories_table(context["recalled"], "recalled"))
     else:
-        console.print(f"[dim]Nothing is in memory for user {escape(repr(user))} about this.[/]")
+        console.print(f"[dim]Nothing is in memory for user {plain(repr(user))} about this.[/]")
     if context["degraded"]:
         complain(f"out of reach: {', '.join(context['degraded'])}; 'langmem-stack doctor' tells more")

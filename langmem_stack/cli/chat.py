@@ -9,18 +9,11 @@ from pathlib import Path
 
 from langchain_core.messages import HumanMessage
 from langgraph.store.base import SearchOp
-from rich.markup import escape
 from rich.table import Table
 
 from langmem_stack.agent import create_memory_agent
 from langmem_stack.cli.answers import Agent, stream_answer, thread
-from langmem_stack.cli.screen import (
-    complain,
-    console,
-    memories_table,
-    model_name,
-    open_memory,
-)
+from langmem_stack.cli.screen import complain, console, memories_table, model_name, open_memory, plain
 from langmem_stack.errors import LangmemStackError
 from langmem_stack.messages import is_said, text_of
 from langmem_stack.scope import turns_namespace
@@ -37,7 +30,7 @@ def chat(user: str, thread_id: str, data: Path | None, model: str | None) -> Non
     with open_memory(data) as memory:
         agent = create_memory_agent(model_name(model), memory=memory)
         entries = memory.transcript(user, thread_id)
-        console.print(f"[dim]user {escape(user)}, thread {escape(thread_id)}; {_HELP}[/]")
+        console.print(f"[dim]user {plain(user)}, thread {plain(thread_id)}; {_HELP}[/]")
         _show(entries[-_SHOWN:])
         if len(entries) > _SHOWN:
             console.print(f"[dim]({len(entries) - _SHOWN} earlier messages: /history)[/]")
@@ -50,7 +43,7 @@ def _exchange(agent: Agent, line: str, user: str, thread_id: str) -> None:
     try:
         for piece in stream_answer(agent, HumanMessage(line), thread(user, thread_id)):
             if isinstance(piece, str):
-                console.print(escape(piece), end="", soft_wrap=True)
+                console.print(plain(piece), end="", soft_wrap=True)
             elif piece["degraded"]:
                 complain(
                     f"going on without {', '.join(piece['degraded'])}; 'langmem-stack doctor' tells more"
@@ -95,7 +88,7 @@ def _known(memory: MemoryStack, user: str) -> Table:
     for heading in ("said on", "thread", "what"):
         table.add_column(heading)
     for item in sorted(items, key=lambda item: str(item.value["at"])):
-        table.add_row(item.value["at"][:10], escape(item.value["session"]), escape(item.value["text"]))
+        table.add_row(item.value["at"][:10], plain(item.value["session"]), plain(item.value["text"]))
     return table
 
 
@@ -104,8 +97,7 @@ def _show(entries: Sequence[Entry]) -> None:
         if is_said(entry.message):
             who = "you" if isinstance(entry.message, HumanMessage) else "agent"
             console.print(
-                f"[dim]{entry.occurred_at:%Y-%m-%d %H:%M}[/] [bold]{who}:[/] "
-                f"{escape(text_of(entry.message))}",
+                f"[dim]{entry.occurred_at:%Y-%m-%d %H:%M}[/] [bold]{who}:[/] {plain(text_of(entry.message))}",
                 soft_wrap=True,
             )
 

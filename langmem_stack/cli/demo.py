@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from langchain_core.messages import HumanMessage
-from rich.markup import escape
 
 from langmem_stack.agent import create_memory_agent
 from langmem_stack.cli.answers import Agent, stream_answer, thread
-from langmem_stack.cli.screen import complain, console, memories_table
+from langmem_stack.cli.screen import complain, console, memories_table, plain
 from langmem_stack.embedded import EmbeddedServers
 from langmem_stack.messages import text_of
 from langmem_stack.models import OFFLINE
@@ -68,7 +67,7 @@ def play_all(data: Path, model: str | None) -> int:
         if code := subprocess.call([*command, "--model", model or OFFLINE]):  # noqa: S603  # ourselves
             return code
         _show_stopped(data)
-    where = escape(str(data))
+    where = plain(str(data))
     console.print(
         f"[dim]The memory is in {where}; talk to it:[/] langmem-stack chat --user {_USER} --data {where}",
         soft_wrap=True,
@@ -95,7 +94,7 @@ def play(data: Path, model: str | None, name: str) -> int:
 
 
 def _exchange(agent: Agent, message: HumanMessage, name: str) -> None:
-    console.print(f"\n[bold]Priya:[/] {escape(text_of(message))}")
+    console.print(f"\n[bold]Priya:[/] {plain(text_of(message))}")
     config = thread(_USER, name, occurred_at=f"{_SCENES[name].day}T09:00:00+00:00")
     context = None
     for piece in stream_answer(agent, message, config):
@@ -105,7 +104,7 @@ def _exchange(agent: Agent, message: HumanMessage, name: str) -> None:
                 console.print(memories_table(context["recalled"][:_SHOWN], "recalled"))
             console.print("[bold]Agent:[/] ", end="")
             continue
-        console.print(escape(piece), end="", soft_wrap=True)
+        console.print(plain(piece), end="", soft_wrap=True)
     console.print()
 
 
@@ -115,7 +114,7 @@ def _show_kept(memory: MemoryStack, name: str) -> None:
     for entry in entries:
         who = "Priya" if isinstance(entry.message, HumanMessage) else "Agent"
         console.print(
-            f"  [dim]{entry.occurred_at:%Y-%m-%d}[/] {who}: {escape(text_of(entry.message))}", soft_wrap=True
+            f"  [dim]{entry.occurred_at:%Y-%m-%d}[/] {who}: {plain(text_of(entry.message))}", soft_wrap=True
         )
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from langmem_stack.cli.screen import console, open_memory
+from langmem_stack.cli.screen import console, open_memory, plain
 from langmem_stack.errors import LangmemStackError
 from langmem_stack.io.steps import commands, query
 from langmem_stack.sql.migrate import schema_status_steps
@@ -45,7 +44,7 @@ def doctor(data: Path | None, *, as_json: bool) -> int:
             table.add_column(heading)
         for finding in findings:
             state = f"[{_COLOURS[finding.state]}]{finding.state}[/]"
-            table.add_row(finding.what, state, escape(finding.found), escape(finding.remedy))
+            table.add_row(finding.what, state, plain(finding.found), plain(finding.remedy))
         console.print(table)
     return 1 if any(finding.state == "failed" for finding in findings) else 0
 

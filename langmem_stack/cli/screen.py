@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from langmem_stack.stack import MemoryStack
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _DEFAULT_DATA = Path("memory")
 
 
@@ -32,9 +34,14 @@ def model_name(given: str | None) -> str:
     return given or read_settings().model or OFFLINE
 
 
+def plain(text: str) -> str:
+    """Return text from elsewhere as mere text: neither markup nor terminal codes in it have an effect."""
+    return escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
+
+
 def complain(message: str) -> None:
     """Print an error."""
-    errors.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    errors.print(f"[bold red]error:[/] {plain(message)}", soft_wrap=True)
 
 
 def memories_table(memories: Iterable[Memory], title: str) -> Table:
@@ -47,5 +54,5 @@ def memories_table(memories: Iterable[Memory], title: str) -> Table:
     table.add_column("by", no_wrap=True)
     table.add_column("what")
     for memory in memories:
-        table.add_row(f"{memory.at:%Y-%m-%d}", f"{memory.score:.2f}", memory.role, escape(memory.text))
+        table.add_row(f"{memory.at:%Y-%m-%d}", f"{memory.score:.2f}", memory.role, plain(memory.text))
     return table

@@ -10,10 +10,9 @@ from typing import Literal
 import typer
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from pydantic import BaseModel, ConfigDict, ValidationError
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from langmem_stack.cli.screen import complain, console, errors, open_memory
+from langmem_stack.cli.screen import complain, console, errors, open_memory, plain
 from langmem_stack.errors import InvalidInputError
 from langmem_stack.transcript import Entry
 
@@ -54,7 +53,7 @@ def import_file(file: Path, data: Path | None, *, as_json: bool) -> int:
                     read += 1
             except InvalidInputError as error:
                 bad += 1
-                progress.console.print(f"[bold red]line {number}:[/] {escape(str(error))}", soft_wrap=True)
+                progress.console.print(f"[bold red]line {number}:[/] {plain(str(error))}", soft_wrap=True)
             if len(batch) == _BATCH:
                 added, batch = added + memory.import_transcript(batch), []
             progress.update(bar, completed=lines.tell())
@@ -84,4 +83,5 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         console=errors,
         transient=True,
+        disable=not errors.is_terminal,
     )

@@ -332,10 +332,11 @@ def _check_page(limit: int, offset: int) -> None:
 def _matching_model(rows: list[Row], index: Index) -> Model:
     known = rows[-1]
     if known["name"] != index.model or (index.dims or known["dims"]) != known["dims"]:
+        asked = f"{index.model!r} with {index.dims}" if index.dims else repr(index.model)
         raise ConfigurationError(
-            f"the vectors in this database are of {known['name']!r} with {known['dims']} dimensions, and "
-            f"the store was opened with {index.model!r}{f' with {index.dims}' if index.dims else ''}; open it "
-            "with the model that it was set up with, or use another database for the new one"
+            f"the vectors in this database are of {known['name']!r} with {known['dims']} dimensions, and the "
+            f"store was opened with {asked}; open it with the model that it was set up with, or use another "
+            "database for the new one"
         )
     return Model(known["id"], known["dims"])
 

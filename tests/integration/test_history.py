@@ -5,6 +5,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -117,7 +118,7 @@ def test_the_ttl_slides_and_the_session_expires_as_a_whole(servers: Servers, pre
         client.pexpire(keys.messages, 60)
         kept.add_messages([HumanMessage("more")])
         times = [client.pttl(key) for key in (keys.messages, keys.ids)]
-        assert all(200 < int(ms) <= 500 for ms in times)  # type: ignore[arg-type]
+        assert all(200 < int(ms) <= 500 for ms in times)
 
         deadline = time.monotonic() + 10
         while client.exists(keys.messages, keys.ids) and time.monotonic() < deadline:
@@ -214,7 +215,7 @@ def test_it_serves_langchains_wrapper(servers: Servers, prefix: str) -> None:
     from langchain_core.runnables.history import RunnableWithMessageHistory
 
     kept = history(servers, prefix)
-    answer = RunnableLambda(lambda messages: AIMessage(f"{len(messages)} messages"))
+    answer: RunnableLambda[Any, Any] = RunnableLambda(lambda messages: AIMessage(f"{len(messages)} messages"))
     with pytest.warns(LangChainDeprecationWarning):
         chain = RunnableWithMessageHistory(answer, lambda session_id: kept)
     config = {"configurable": {"session_id": "s"}}
@@ -257,7 +258,7 @@ def test_no_server_is_a_clear_error(mode: Mode) -> None:
     """An unreachable Redis is named, and may be reached later."""
     lost = RedisChatMessageHistory("s", "unix:///nowhere/redis.sock")
 
-    with pytest.raises(StorageUnavailableError, match="Redis at '/nowhere/redis.sock' did not answer"):
+    with pytest.raises(StorageUnavailableError, match=r"Redis at '/nowhere/redis\.sock' did not answer"):
         mode(lost, "add_messages", EXCHANGE)
     mode(lost, "close")
 

@@ -200,7 +200,7 @@ def _dump(database: str) -> str:
         tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'langmem_stack'")
         rows: list[Any] = []
         for (table,) in tables.fetchall():
-            rows += connection.execute(f"SELECT t::text FROM langmem_stack.{table} AS t").fetchall()  # type: ignore[arg-type]
+            rows += connection.execute(f"SELECT t::text FROM langmem_stack.{table} AS t").fetchall()
     assert rows
     return str(rows)
 

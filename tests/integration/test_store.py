@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from langchain_core.embeddings import Embeddings
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.runtime import Runtime
-from langgraph.store.base import GetOp, ListNamespacesOp, MatchCondition, PutOp, SearchOp
+from langgraph.store.base import GetOp, Item, ListNamespacesOp, MatchCondition, PutOp, SearchOp
 
 from langmem_stack import PgVectorStore
 from langmem_stack.errors import (
@@ -178,7 +178,7 @@ def test_prefixes_agree_with_python(
     plain_store.batch([PutOp(namespace, "k", {}) for namespace in namespaces])
 
     for wanted in {prefix, prefix[:1], namespaces[0][:1], *namespaces}:
-        [items] = plain_store.batch([SearchOp(wanted, limit=100)])
+        [items] = cast("list[list[Item]]", plain_store.batch([SearchOp(wanted, limit=100)]))
         assert {item.namespace for item in items} == {
             namespace for namespace in namespaces if namespace[: len(wanted)] == wanted
         }
@@ -210,7 +210,7 @@ def test_list_namespaces(store: PgVectorStore, mode: Mode) -> None:
     assert mode(store, "batch", [ListNamespacesOp(conditions)]) == [[("a", "b", "c")]]
 
 
-ITEMS = {
+ITEMS: dict[str, dict[str, Any]] = {
     "5": {"v": 5},
     "9": {"v": 9},
     "10": {"v": 10},
@@ -301,7 +301,7 @@ def test_items_without_text_come_last_and_without_a_score(store: PgVectorStore) 
 
     found = store.search(("a",), query="green tea")
 
-    assert [(item.key, item.score is None) for item in found][0] == ("tea", False)
+    assert (found[0].key, found[0].score is None) == ("tea", False)
     assert {item.key for item in found if item.score is None} == {"silent", "unindexed"}
 
 

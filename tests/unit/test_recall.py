@@ -96,7 +96,8 @@ def test_lexical_vectors_are_lexical() -> None:
     embeddings = LexicalEmbeddings()
 
     def similarity(one: str, other: str) -> float:
-        return sum(a * b for a, b in zip(*embeddings.embed_documents([one, other]), strict=True))
+        first, second = embeddings.embed_documents([one, other])
+        return sum(a * b for a, b in zip(first, second, strict=True))
 
     assert similarity("thunderstorm", "thunderstorms") > 0.5
     assert abs(similarity("car", "automobile")) < 0.2
