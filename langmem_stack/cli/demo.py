@@ -6,16 +6,18 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from langchain_core.messages import HumanMessage
 
-from langmem_stack.agent import create_memory_agent
-from langmem_stack.cli.answers import Agent, stream_answer, thread
 from langmem_stack.cli.screen import complain, console, memories_table, plain
 from langmem_stack.embedded import EmbeddedServers
 from langmem_stack.messages import text_of
 from langmem_stack.models import OFFLINE
 from langmem_stack.stack import MemoryStack
+
+if TYPE_CHECKING:
+    from langmem_stack.cli.answers import Agent
 
 _USER = "priya"
 _SHOWN = 3  # recalled memories
@@ -28,6 +30,7 @@ class Scene:
     day: str
     """ISO 8601; one day for all of it."""
     title: str
+    note: str
     said: tuple[str, ...]
 
 
@@ -36,6 +39,7 @@ _SCENES = {
     "monday": Scene(
         "2026-03-02",
         "Monday, 2 March 2026",
+        "A first conversation, on a PostgreSQL and a Redis that were just started.",
         (
             "Hi, I'm Priya. I'm building a Rust compiler called Ferrite.",
             "My daughter Mira is allergic to peanuts, keep that in mind when I ask for recipes.",
@@ -44,7 +48,8 @@ _SCENES = {
     ),
     "thursday": Scene(
         "2026-03-12",
-        "Thursday, 12 March 2026: another conversation, in new processes",
+        "Thursday, 12 March 2026",
+        "Another conversation, in a new process, on servers that were started anew.",
         (
             "What is Mira allergic to?",
             "Where do we present to the investors?",
@@ -77,8 +82,11 @@ def play_all(data: Path, model: str | None) -> int:
 
 def play(data: Path, model: str | None, name: str) -> int:
     """Play one scene; what was said in it already is shown and not said again."""
+    from langmem_stack.agent import create_memory_agent  # takes seconds, which play_all does not need
+
     model, scene = model or OFFLINE, _SCENES[name]
     console.rule(f"[bold]{scene.title}", align="left", style="dim")
+    console.print(f"[dim]{scene.note}[/]")
     if model == OFFLINE:
         console.print("[dim]Embeddings and answers come from offline stand-ins, not from language models.[/]")
     with MemoryStack.embedded(data, embeddings=OFFLINE) as memory:
@@ -94,17 +102,19 @@ def play(data: Path, model: str | None, name: str) -> int:
 
 
 def _exchange(agent: Agent, message: HumanMessage, name: str) -> None:
-    console.print(f"\n[bold]Priya:[/] {plain(text_of(message))}")
+    console.print(f"\n[bold]Priya:[/] {plain(text_of(message))}", soft_wrap=True)
+    from langmem_stack.cli.answers import stream_answer, thread
+
     config = thread(_USER, name, occurred_at=f"{_SCENES[name].day}T09:00:00+00:00")
-    context = None
-    for piece in stream_answer(agent, message, config):
-        if not isinstance(piece, str):
-            context = piece
-            if context["recalled"]:
-                console.print(memories_table(context["recalled"][:_SHOWN], "recalled"))
-            console.print("[bold]Agent:[/] ", end="")
-            continue
-        console.print(plain(piece), end="", soft_wrap=True)
+    pieces = stream_answer(agent, message, config)
+    context = next(pieces)
+    if not isinstance(context, str) and context["recalled"]:
+        console.print(memories_table(context["recalled"][:_SHOWN], "recalled"))
+        console.print()
+    console.print("[bold]Agent:[/] ", end="")
+    for piece in pieces:
+        if isinstance(piece, str):
+            console.print(plain(piece), end="", soft_wrap=True)
     console.print()
 
 

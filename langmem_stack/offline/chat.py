@@ -9,7 +9,7 @@ from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 LABEL = "[offline stand-in, not a language model]"
@@ -18,14 +18,11 @@ _PIECE = re.compile(r"\S+\s*|\s+")
 
 
 class OfflineChatModel(BaseChatModel):
-    """Answers without any model: it quotes the best memories that its prompt holds, under a label.
+    """Answers without any model: it quotes the best memory that its prompt holds, under a label.
 
     It makes the whole loop run without a key: recall, prompt, answer, streaming, write-back. It
     understands nothing and never passes itself off as a language model.
     """
-
-    quoted: int = 2
-    """How many memories an answer quotes at most."""
 
     @property
     def _llm_type(self) -> str:
@@ -76,17 +73,14 @@ class OfflineChatModel(BaseChatModel):
             yield chunk
 
     def _answer(self, messages: Sequence[BaseMessage]) -> str:
-        asked = next((m.text for m in reversed(messages) if isinstance(m, HumanMessage)), "")
         prompt = "\n".join(m.text for m in messages if isinstance(m, SystemMessage))
         # Its own earlier answers only repeat what somebody said.
         recalled = [found for found in _MEMORY.findall(prompt) if LABEL not in html.unescape(found[2])]
         if not recalled:
-            return f"{LABEL} I have nothing in memory about this yet. Noted: {_shortened(asked)}"
-        quotes = "; ".join(
-            f'on {day} {"you" if by == "user" else "I"} said "{_shortened(html.unescape(text))}"'
-            for day, by, text in recalled[: self.quoted]
-        )
-        return f"{LABEL} From memory: {quotes}."
+            return f"{LABEL} I have nothing in memory about this yet. It is noted."
+        day, by, text = recalled[0]
+        who = "you" if by == "user" else "I"
+        return f'{LABEL} From memory: on {day} {who} said "{_shortened(html.unescape(text))}".'
 
 
 def _shortened(text: str, length: int = 200) -> str:

@@ -31,7 +31,7 @@ def test_the_python_blocks_run_one_after_the_other(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LangChainDeprecationWarning)  # of RunnableWithMessageHistory itself
         for block in blocks("python"):
-            exec(compile(block, "README.md", "exec", dont_inherit=True), names)  # noqa: S102
+            exec(compile(block, "README.md", "exec", dont_inherit=True), names)
 
     shown = capsys.readouterr().out
     assert "builds a Rust compiler" in shown

@@ -29,7 +29,9 @@ def test_compose_keeps_what_the_servers_acknowledged(services: dict[str, Any]) -
 
 def test_compose_runs_commands_that_exist(services: dict[str, Any]) -> None:
     """The worker starts once the tables are there, and both services call commands of the command line."""
-    commands = re.findall(r'^@app\.command\(\)\ndef (\w+)', (ROOT / "langmem_stack/cli/app.py").read_text(), re.M)
+    commands = re.findall(
+        r"^@app\.command\(\)\ndef (\w+)", (ROOT / "langmem_stack/cli/app.py").read_text(), re.M
+    )
 
     assert services["setup"]["command"][0] in commands
     assert services["worker"]["command"][0] in commands

@@ -72,11 +72,11 @@ def test_the_offline_model_says_what_it_is_and_quotes_memory() -> None:
     model = OfflineChatModel()
 
     with_memory = model.invoke([SystemMessage(block), HumanMessage("what?")])
-    without = model.invoke([HumanMessage("hello\nthere")])
-    streamed = "".join(chunk.text for chunk in model.stream([HumanMessage("hello\nthere")]))
+    without = model.invoke([HumanMessage("hello")])
+    streamed = "".join(chunk.text for chunk in model.stream([HumanMessage("hello")]))
 
     assert with_memory.text == f'{LABEL} From memory: on 2023-05-08 you said "tea & "cake" <3".'
-    assert without.text == streamed == f"{LABEL} I have nothing in memory about this yet. Noted: hello there"
+    assert without.text == streamed == f"{LABEL} I have nothing in memory about this yet. It is noted."
 
 
 @given(st.text(st.characters(codec=None), max_size=40))
