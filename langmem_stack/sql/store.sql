@@ -47,49 +47,42 @@ LIMIT %(limit)s OFFSET %(offset)s;
 -- Search with a query. Namespace and filter come first; what is left is ranked by both legs: BM25
 -- (Robertson and Zaragoza 2009, with k1 = 1.2, b = 0.75 and the document frequencies of what is
 -- searched) and cosine similarity. Each leg is scaled to 0..1 over the candidates and weighs half;
--- an item counts by its best text. Items without any text come last, without a score.
+-- an item counts by its best text. Items without any text come last, without a score. One pass over the
+-- candidates: joins on their keys would be planned for a few rows and be quadratic in many.
 WITH candidate AS MATERIALIZED (
-    SELECT item.namespace, item.key
-    FROM langmem_stack.item
+    SELECT item.namespace, item.key, item.updated_at, words, length,
+           CASE WHEN model = %(model)s THEN greatest(1 - (embedding <=> %(vector)s::halfvec), 0) END AS similarity
+    FROM langmem_stack.item LEFT JOIN langmem_stack.item_text USING (namespace, key)
     WHERE {scope} AND {filter}
-), candidate_text AS MATERIALIZED (
-    SELECT namespace, key, path, words, length,
-           CASE WHEN model = %(model)s THEN 1 - (embedding <=> %(vector)s::text::halfvec) END AS similarity
-    FROM candidate JOIN langmem_stack.item_text USING (namespace, key)
-), wanted AS (
-    SELECT lexeme FROM unnest(to_tsvector(%(language)s::regconfig, %(query)s))
-), occurrence AS (
-    SELECT namespace, key, path, length, found.lexeme, coalesce(cardinality(found.positions), 1) AS times
-    FROM candidate_text, unnest(words) AS found
-    WHERE found.lexeme IN (SELECT lexeme FROM wanted)
-), corpus AS (
-    SELECT count(*)::float8 AS texts, greatest(avg(length), 1)::float8 AS length FROM candidate_text
-), weight AS (
+), corpus AS MATERIALIZED (
+    SELECT count(words)::float8 AS texts, greatest(avg(length), 1)::float8 AS length FROM candidate
+), weight AS MATERIALIZED (
     SELECT lexeme, ln(1 + (corpus.texts - count(*) + 0.5) / (count(*) + 0.5)) AS idf
-    FROM occurrence, corpus
+    FROM candidate, unnest(words) AS found, corpus
+    WHERE found.lexeme IN (SELECT lexeme FROM unnest(to_tsvector(%(language)s::regconfig, %(query)s)))
     GROUP BY lexeme, corpus.texts
-), lexical AS (
-    SELECT namespace, key, path,
-           sum(idf * times * 2.2 / (times + 1.2 * (0.25 + 0.75 * occurrence.length / corpus.length))) AS bm25
-    FROM occurrence JOIN weight USING (lexeme), corpus
-    GROUP BY namespace, key, path
-), leg AS (
-    SELECT namespace, key, similarity, coalesce(bm25, 0) AS bm25
-    FROM candidate_text LEFT JOIN lexical USING (namespace, key, path)
+), leg AS MATERIALIZED (
+    SELECT namespace, key, updated_at, words IS NOT NULL AS searchable, similarity, (
+        SELECT sum(idf * times * 2.2 / (times + 1.2 * (0.25 + 0.75 * candidate.length / corpus.length)))
+        FROM unnest(words) AS found JOIN weight USING (lexeme),
+             LATERAL (SELECT coalesce(cardinality(found.positions), 1) AS times) AS counted
+    ) AS bm25
+    FROM candidate, corpus
 ), scaled AS (
-    SELECT namespace, key,
-           coalesce(greatest(similarity, 0) / nullif(max(similarity) OVER (), 0), 0) AS dense,
+    SELECT namespace, key, updated_at, searchable,
+           coalesce(similarity / nullif(max(similarity) OVER (), 0), 0) AS dense,
            coalesce(bm25 / nullif(max(bm25) OVER (), 0), 0) AS lexical
     FROM leg
-), ranked AS (
-    SELECT namespace, key, max((dense + lexical) / 2) AS score FROM scaled GROUP BY namespace, key
+), ranked AS MATERIALIZED (
+    SELECT namespace, key, max((dense + lexical) / 2) FILTER (WHERE searchable) AS score
+    FROM scaled
+    GROUP BY namespace, key, updated_at
+    ORDER BY score DESC NULLS LAST, updated_at DESC, namespace, key
+    LIMIT %(limit)s OFFSET %(offset)s
 )
 SELECT item.*, ranked.score
-FROM candidate
-LEFT JOIN ranked USING (namespace, key)
-JOIN langmem_stack.item USING (namespace, key)
-ORDER BY score DESC NULLS LAST, updated_at DESC, namespace, key
-LIMIT %(limit)s OFFSET %(offset)s;
+FROM ranked JOIN langmem_stack.item USING (namespace, key)
+ORDER BY score DESC NULLS LAST, updated_at DESC, namespace, key;
 
 -- list_namespaces --
 SELECT DISTINCT namespace[1:%(max_depth)s] AS namespace

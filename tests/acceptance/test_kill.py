@@ -15,7 +15,7 @@ import pytest
 
 from langmem_stack import MemoryStack
 from langmem_stack.offline.chat import LABEL
-from langmem_stack.stack import Entry
+from langmem_stack.transcript import Entry
 
 COMMAND = [sys.executable, "-m", "langmem_stack"]
 ENVIRONMENT = {"COLUMNS": "300", "PYTHONUNBUFFERED": "1"}
