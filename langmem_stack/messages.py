@@ -81,10 +81,13 @@ def storable_text(text: str) -> str:
 def window(messages: Sequence[BaseMessage], size: int | None) -> list[BaseMessage]:
     """Return the newest messages, at most ``size``, that a model accepts as a conversation's beginning.
 
-    A tool message whose call is not in the window is left out at its head, and so is anything before
-    the first human message, unless the window holds no human message at all.
+    When the window does not reach back to the beginning, it begins at its first human message, if it
+    holds one. A tool message whose call is not in the window is left out.
     """
     newest = list(messages if size is None else messages[max(0, len(messages) - size) :])
+    if len(newest) < len(messages):
+        first = next((i for i, message in enumerate(newest) if isinstance(message, HumanMessage)), 0)
+        newest = newest[first:]
     called: set[str] = set()
     kept: list[BaseMessage] = []
     for message in newest:
@@ -93,8 +96,7 @@ def window(messages: Sequence[BaseMessage], size: int | None) -> list[BaseMessag
         if isinstance(message, AIMessage):
             called.update(call["id"] for call in message.tool_calls if call["id"])
         kept.append(message)
-    start = next((i for i, message in enumerate(kept) if isinstance(message, HumanMessage)), 0)
-    return kept[start:] if len(newest) < len(messages) else kept
+    return kept
 
 
 def is_said(message: BaseMessage) -> bool:

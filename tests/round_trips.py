@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -22,7 +22,8 @@ class Proxy:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(listen))
         self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
 
     @contextlib.contextmanager
     def count(self) -> Iterator[list[int]]:
@@ -33,32 +34,48 @@ class Proxy:
         counted.append(self._trips - before)
 
     def close(self) -> None:
+        """Stop listening, and wait for the connections to be over; the clients are closed by now."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(20)
         self._listener.close()
+
+    def _start(self, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                unix = isinstance(self._target, str)
-                server = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
-                server.connect(self._target)
-                answered = threading.Event()
-                answered.set()
-                for source, sink, asks in ((client, server, True), (server, client, False)):
-                    threading.Thread(
-                        target=self._forward, args=(source, sink, asks, answered), daemon=True
-                    ).start()
+                self._start(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        family = socket.AF_UNIX if isinstance(self._target, str) else socket.AF_INET
+        with client, socket.socket(family) as server:
+            server.connect(self._target)
+            answered = threading.Event()
+            answered.set()
+            back = threading.Thread(target=self._forward, args=(server, client, None, answered), daemon=True)
+            back.start()
+            self._forward(client, server, self._lock, answered)
+            back.join()
 
     def _forward(
-        self, source: socket.socket, sink: socket.socket, asks: bool, answered: threading.Event
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        counting: threading.Lock | None,
+        answered: threading.Event,
     ) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 20):
-                if not asks:
+                if counting is None:
                     answered.set()
                 elif answered.is_set():
                     answered.clear()
-                    with self._lock:
+                    with counting:
                         self._trips += 1
                 sink.sendall(data)
         for end in (source, sink):
