@@ -11,7 +11,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## An agent that remembers across a restart, on embedded servers: no key, no Docker
-	$(BIN)/langmem-stack demo
+	@$(BIN)/langmem-stack demo
 
 test: $(READY) ## The test suite, on real embedded PostgreSQL and Redis
 	$(BIN)/python -m pytest
@@ -41,10 +41,11 @@ clean: ## Remove the virtual environment, caches and the demo's memory
 # is configured for, pip installs the same set.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"langmem_stack needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}; use make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -o '^uv==[0-9.]*' requirements.lock)"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock \
+	@echo "making $(VENV) from requirements.lock (once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -o '^uv==[0-9.]*' requirements.lock)"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock \
 	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . \
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . \
 	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(READY)

@@ -75,7 +75,7 @@ class Conversation:
             state, waiting = working
             recent = state.messages
             if waiting:
-                yield from self.deliver_steps()
+                yield from deliver_steps(self._store, self._settings.redis_prefix, self.user_id)
             # The last message alone would not tell: an append may have followed the loss of all else.
             if waiting or (state.last_id, len(recent)) != (extent.last_id, min(extent.messages, self._limit)):
                 recent = yield from self._rehydrate()
@@ -118,16 +118,6 @@ class Conversation:
             yield from commands(("RPUSH", self._outbox, *map(_outbox_line, entries)))
         return degraded
 
-    def deliver_steps(self) -> Steps[int]:
-        """Record what waits in the user's outbox, in order; return how many messages there were."""
-        [lines] = yield from commands(("LRANGE", self._outbox, 0, -1))
-        entries = [_outbox_entry(line, self.user_id, self._outbox) for line in lines]
-        yield from self._append_to_record(entries)
-        if lines:
-            # By value: another process may deliver the same lines, and append new ones, meanwhile.
-            yield from commands(*(("LREM", self._outbox, 1, line) for line in lines))
-        return len(lines)
-
     def _read_working(self) -> Steps[tuple[Newest, int]]:
         *session, waiting = yield from commands(
             *newest_commands(self._working.keys, self._limit), ("LLEN", self._outbox)
@@ -162,12 +152,19 @@ class Conversation:
 
     def _record(self, entries: Sequence[Entry], *, behind: bool) -> Steps[int]:
         if behind:
-            yield from self.deliver_steps()
-        return (yield from self._append_to_record(entries))
+            yield from deliver_steps(self._store, self._settings.redis_prefix, self.user_id)
+        return (yield from record_entries(self._store, entries))
 
-    def _append_to_record(self, entries: Sequence[Entry]) -> Steps[int]:
-        index, model = yield from self._store.model_steps()
-        return (yield from record_entries(entries, index, model))
+
+def deliver_steps(store: PgVectorStore, prefix: str, user_id: str) -> Steps[int]:
+    """Record what waits in a user's outbox, in order; return how many messages there were."""
+    outbox = outbox_key(prefix, user_id)
+    [lines] = yield from commands(("LRANGE", outbox, 0, -1))
+    yield from record_entries(store, [_outbox_entry(line, user_id, outbox) for line in lines])
+    if lines:
+        # By value: another process may deliver the same lines, and append new ones, meanwhile.
+        yield from commands(*(("LREM", outbox, 1, line) for line in lines))
+    return len(lines)
 
 
 def _out_of_reach(outcomes: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from psycopg import sql
 
 from langmem_stack.embedded import EmbeddedServers
 from langmem_stack.errors import ClosedError, ConfigurationError
-from langmem_stack.exchange import Conversation
+from langmem_stack.exchange import Conversation, deliver_steps
 from langmem_stack.history import RedisChatMessageHistory
 from langmem_stack.io.drivers import Connections, arun, run
 from langmem_stack.io.postgres import Postgres
@@ -198,7 +198,6 @@ class MemoryStack:
 
     async def arecall(self, user_id: str, question: str, *, limit: int | None = None) -> list[Memory]:
         """As `recall`."""
-        await self._aopened()
         return await self.aperform(self._recall_steps(user_id, question, limit))
 
     def transcript(self, user_id: str, session_id: str, *, limit: int | None = None) -> list[Entry]:
@@ -223,12 +222,12 @@ class MemoryStack:
         They are recorded a hundred at a time, each hundred in one transaction. Messages whose id their
         session already has change nothing, so an import can be repeated.
         """
-        return sum(self.perform(self._import_steps(batch)) for batch in _batches(entries))
+        return sum(self.perform(append_steps(self.store, batch)) for batch in _batches(entries))
 
     async def aimport_transcript(self, entries: Iterable[Entry]) -> int:
         """As `import_transcript`."""
-        await self._aopened()
-        return sum([await self.aperform(self._import_steps(batch)) for batch in _batches(entries)])
+        store = (await self._aopened()).store
+        return sum([await self.aperform(append_steps(store, batch)) for batch in _batches(entries)])
 
     def flush(self, user_id: str) -> Flushed:
         """Catch up with what was put off for a user because a server or the model was out of reach."""
@@ -236,7 +235,6 @@ class MemoryStack:
 
     async def aflush(self, user_id: str) -> Flushed:
         """As `flush`."""
-        await self._aopened()
         return await self.aperform(self._flush_steps(user_id))
 
     def forget(self, user_id: str) -> Receipt:
@@ -249,7 +247,6 @@ class MemoryStack:
 
     async def aforget(self, user_id: str) -> Receipt:
         """As `forget`."""
-        await self._aopened()
         return await self.aperform(self._forget_steps(user_id))
 
     def perform(self, steps: Steps[T]) -> T:
@@ -334,13 +331,10 @@ class MemoryStack:
         )
         return memories((yield from self.store.search_steps(op)))
 
-    def _import_steps(self, entries: Sequence[Entry]) -> Steps[int]:
-        index, model = yield from self.store.model_steps()
-        return (yield from append_steps(entries, index, model))
-
     def _flush_steps(self, user_id: str) -> Steps[Flushed]:
-        delivered = yield from self.conversation(user_id, "flush").deliver_steps()
-        return Flushed(delivered, (yield from self.store.embed_pending_steps((user_id,))))
+        user = checked_id("user_id", user_id)
+        delivered = yield from deliver_steps(self.store, self.settings.redis_prefix, user)
+        return Flushed(delivered, (yield from self.store.embed_pending_steps((user,))))
 
     def _forget_steps(self, user_id: str) -> Steps[Receipt]:
         prefix = self.settings.redis_prefix

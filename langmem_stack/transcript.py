@@ -19,8 +19,8 @@ from langmem_stack.io.steps import Row, Statement, Steps, query, transaction
 from langmem_stack.messages import decode, encode, is_said, storable_text, text_of
 from langmem_stack.scope import checked_id, turn_key, turns_namespace
 from langmem_stack.sql import load
-from langmem_stack.store.index import Index
-from langmem_stack.store.operations import Model, embed_texts, put_texts_statement, text_rows
+from langmem_stack.store import PgVectorStore
+from langmem_stack.store.operations import embed_texts, put_texts_statement, text_rows
 
 SQL = load("transcript")
 _TEXT = "text"  # the path in a turn's value by which it is found
@@ -66,7 +66,7 @@ class Recorded:
     last_id: str | None
 
 
-def append_steps(entries: Sequence[Entry], index: Index, model: Model) -> Steps[int]:
+def append_steps(store: PgVectorStore, entries: Sequence[Entry]) -> Steps[int]:
     """Record messages, each once and in order, and make what was said searchable: one transaction.
 
     Returns:
@@ -76,6 +76,7 @@ def append_steps(entries: Sequence[Entry], index: Index, model: Model) -> Steps[
         return 0
     different = list({(e.user_id, e.session_id, e.message_id): e for e in reversed(entries)}.values())[::-1]
     messages = _message_columns(different)  # encodes, and so refuses, before any model is called
+    index, model = yield from store.model_steps()
     turns = [_turn(entry) for entry in different if is_said(entry.message)]
     vectors = yield from embed_texts(turn["value"][_TEXT] for turn in turns)
     rows = [

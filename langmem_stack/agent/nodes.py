@@ -33,12 +33,10 @@ def load_context_node(memory: MemoryStack) -> Node:
     """
 
     def load(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
-        conversation = _conversation(memory, config)
-        return _loaded(memory.perform(conversation.load_steps(_question(state))))
+        return _loaded(memory.perform(_load_steps(memory, state, config)))
 
     async def aload(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
-        conversation = _conversation(memory, config)
-        return _loaded(await memory.aperform(conversation.load_steps(_question(state))))
+        return _loaded(await memory.aperform(_load_steps(memory, state, config)))
 
     return RunnableLambda(load, aload, name="load_context")
 
@@ -105,6 +103,10 @@ def _question(state: MemoryState) -> str:
     return text_of(next(human, HumanMessage("")))
 
 
+def _load_steps(memory: MemoryStack, state: MemoryState, config: RunnableConfig) -> Steps[Loaded]:
+    return (yield from _conversation(memory, config).load_steps(_question(state)))
+
+
 def _loaded(loaded: Loaded) -> dict[str, Any]:
     return {
         "context": MemoryContext(recent=loaded.recent, recalled=loaded.recalled, degraded=loaded.degraded)
@@ -114,9 +116,9 @@ def _loaded(loaded: Loaded) -> dict[str, Any]:
 def _record_steps(memory: MemoryStack, state: MemoryState, config: RunnableConfig) -> Steps[list[str]]:
     exchange = [message for message in state["messages"] if not isinstance(message, SystemMessage)]
     context = state.get("context")
-    return _conversation(memory, config).record_steps(
-        exchange, _occurred_at(config), behind=context is not None and "postgres" in context["degraded"]
-    )
+    behind = context is not None and "postgres" in context["degraded"]
+    conversation = _conversation(memory, config)
+    return (yield from conversation.record_steps(exchange, _occurred_at(config), behind=behind))
 
 
 def _written(state: MemoryState, missing: Sequence[str]) -> dict[str, Any]:
