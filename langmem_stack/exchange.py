@@ -8,7 +8,6 @@ serves alone, and the result says which one is missing.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +18,14 @@ from langchain_core.messages import BaseMessage
 
 from langmem_stack.errors import EmbeddingError, StorageUnavailableError
 from langmem_stack.io.steps import Steps, commands, embed_query, together, transaction
-from langmem_stack.messages import decode, encode, window
+from langmem_stack.messages import window
+from langmem_stack.outbox import Outbox
 from langmem_stack.recall import Memory, memories, recall_op
-from langmem_stack.scope import outbox_key, thread_keys
+from langmem_stack.scope import thread_keys
 from langmem_stack.settings import Settings
 from langmem_stack.store import PgVectorStore
-from langmem_stack.store.operations import search_item, search_statement
+from langmem_stack.store.operations import checked_length, search_item, search_statement
 from langmem_stack.transcript import Entry, Recorded, read_steps, recorded, recorded_statement
-from langmem_stack.transcript import append_steps as record_entries
 from langmem_stack.working import Newest, WorkingSession, append_steps, newest, newest_commands
 
 _log = logging.getLogger("langmem_stack.exchange")
@@ -51,7 +50,7 @@ class Conversation:
         """Name the session; its ids were checked."""
         self.user_id, self.session_id = user_id, session_id
         self._store, self._settings = store, settings
-        self._outbox = outbox_key(settings.redis_prefix, user_id)
+        self._outbox = Outbox(store, settings.redis_prefix, user_id)
         # One message more than the window tells a window that was cut from one that was not.
         self._limit = settings.window + 1
         keys = thread_keys(settings.redis_prefix, user_id, session_id)
@@ -65,20 +64,17 @@ class Conversation:
         """
         working, record = yield from together(self._read_working(), self._read_record(question))
         degraded = _out_of_reach({"redis": working, "postgres": record})
-        if "postgres" in degraded:
-            return Loaded(window(working[0].messages, self._settings.window), [], degraded)
-        extent, recalled, embedded = record
-        degraded += [] if embedded else ["embeddings"]
-        if "redis" in degraded:
-            recent = [entry.message for entry in (yield from self._read_transcript())]
-        else:
-            state, waiting = working
-            recent = state.messages
-            if waiting:
-                yield from deliver_steps(self._store, self._settings.redis_prefix, self.user_id)
-            # The last message alone would not tell: an append may have followed the loss of all else.
-            if waiting or (state.last_id, len(recent)) != (extent.last_id, min(extent.messages, self._limit)):
-                recent = yield from self._rehydrate()
+        recent: list[BaseMessage] = [] if "redis" in degraded else working[0].messages
+        recalled: list[Memory] = []
+        if "postgres" not in degraded:
+            extent, recalled, embedded = record
+            degraded += [] if embedded else ["embeddings"]
+            if "redis" in degraded or not self._is_current(*working, extent):
+                try:
+                    recent = yield from self._rehydrate(waiting="redis" not in degraded and working[1] > 0)
+                except StorageUnavailableError as error:
+                    _log.warning("going on with what is in Redis alone: %s", error)
+                    degraded += ["postgres"]
         recent = window(recent, self._settings.window)
         shown = {message.id for message in recent}
         unseen = [
@@ -96,8 +92,8 @@ class Conversation:
         Args:
             messages: The exchange, oldest first; every message has an id.
             occurred_at: When it was said, with a time zone.
-            behind: Whether PostgreSQL was out of reach when the turn began, so that the outbox has to
-                be delivered first to keep the order.
+            behind: Whether a tier was out of reach when the turn began: then something may wait in the
+                outbox, and is recorded first, to keep the order.
 
         Returns:
             The tiers that were out of reach. What PostgreSQL could not take waits in the outbox.
@@ -115,12 +111,13 @@ class Conversation:
         )
         degraded = _out_of_reach({"redis": working, "postgres": record})
         if "postgres" in degraded:
-            yield from commands(("RPUSH", self._outbox, *map(_outbox_line, entries)))
+            yield from self._outbox.put_steps(entries)
         return degraded
 
     def _read_working(self) -> Steps[tuple[Newest, int]]:
+        """Return the end of the conversation, and how many messages wait in the outbox."""
         *session, waiting = yield from commands(
-            *newest_commands(self._working.keys, self._limit), ("LLEN", self._outbox)
+            *newest_commands(self._working.keys, self._limit), self._outbox.length_command()
         )
         return newest(self._working.keys, session), waiting
 
@@ -129,7 +126,7 @@ class Conversation:
         index, model = yield from self._store.model_steps()
         vector = None
         try:
-            vector = yield from embed_query(question)
+            vector = checked_length((yield from embed_query(question)), model)
         except EmbeddingError as error:
             _log.warning("recalling by words alone: %s", error)
         # Some of what is found may be in the window; what is left should still fill the limit.
@@ -140,31 +137,31 @@ class Conversation:
         )
         return recorded(last), memories(map(search_item, found)), vector is not None
 
-    def _read_transcript(self) -> Steps[list[Entry]]:
-        return (yield from read_steps(self.user_id, self.session_id, self._limit))
+    def _is_current(self, working: Newest, waiting: int, extent: Recorded) -> bool:
+        # The last message alone would not tell: an append may have followed the loss of all else.
+        length = min(extent.messages, self._limit)
+        return not waiting and (working.last_id, len(working.messages)) == (extent.last_id, length)
 
-    def _rehydrate(self) -> Steps[list[BaseMessage]]:
-        """Put the end of the transcript into Redis, which expired, lost it or lags behind."""
-        entries = yield from self._read_transcript()
-        pairs = [(entry.message_id, entry.message) for entry in entries]
-        yield from append_steps(self._working, pairs, replace=True)
+    def _rehydrate(self, *, waiting: bool) -> Steps[list[BaseMessage]]:
+        """Return the end of the transcript, and put it into Redis, which expired, lost it or lags behind."""
+        if waiting:
+            yield from self._outbox.record_steps((yield from self._outbox.read_steps()))
+        entries = yield from read_steps(self.user_id, self.session_id, self._limit)
+        try:
+            pairs = [(entry.message_id, entry.message) for entry in entries]
+            yield from append_steps(self._working, pairs, replace=True)
+        except StorageUnavailableError as error:
+            _log.warning("the conversation is not in Redis for now: %s", error)
         return [entry.message for entry in entries]
 
-    def _record(self, entries: Sequence[Entry], *, behind: bool) -> Steps[int]:
+    def _record(self, entries: Sequence[Entry], *, behind: bool) -> Steps[None]:
+        waiting: list[bytes] = []
         if behind:
-            yield from deliver_steps(self._store, self._settings.redis_prefix, self.user_id)
-        return (yield from record_entries(self._store, entries))
-
-
-def deliver_steps(store: PgVectorStore, prefix: str, user_id: str) -> Steps[int]:
-    """Record what waits in a user's outbox, in order; return how many messages there were."""
-    outbox = outbox_key(prefix, user_id)
-    [lines] = yield from commands(("LRANGE", outbox, 0, -1))
-    yield from record_entries(store, [_outbox_entry(line, user_id, outbox) for line in lines])
-    if lines:
-        # By value: another process may deliver the same lines, and append new ones, meanwhile.
-        yield from commands(*(("LREM", outbox, 1, line) for line in lines))
-    return len(lines)
+            try:
+                waiting = yield from self._outbox.read_steps()
+            except StorageUnavailableError as error:
+                _log.warning("what waits in Redis goes on waiting: %s", error)
+        yield from self._outbox.record_steps(waiting, entries)
 
 
 def _out_of_reach(outcomes: Mapping[str, Any]) -> list[str]:
@@ -178,17 +175,3 @@ def _out_of_reach(outcomes: Mapping[str, Any]) -> list[str]:
     if len(missing) == len(outcomes):
         raise outcomes[missing[0]]
     return missing
-
-
-def _outbox_line(entry: Entry) -> str:
-    return json.dumps(
-        [entry.session_id, entry.message_id, entry.occurred_at.isoformat(), encode(entry.message)]
-    )
-
-
-def _outbox_entry(line: bytes, user_id: str, key: str) -> Entry:
-    session_id, message_id, occurred_at, message = json.loads(line)
-    where = f"the key {key!r} in Redis"
-    return Entry(
-        user_id, session_id, message_id, decode(message, where=where), datetime.fromisoformat(occurred_at)
-    )

@@ -74,21 +74,26 @@ class SessionKeys:
 
 def thread_keys(prefix: str, user_id: str, thread_id: str) -> SessionKeys:
     """Return the keys of an agent's conversation; different ids never give the same key."""
-    return registered_keys(prefix, user_id, f"thread:{_escaped(thread_id)}")
+    return _registered_keys(prefix, user_id, f"thread:{_escaped(thread_id)}")
 
 
 def history_keys(prefix: str, session_id: str, user_id: str | None = None) -> SessionKeys:
     """Return the keys of a chat history, of a user or alone; different ids never give the same key."""
     if user_id is not None:
-        return registered_keys(prefix, user_id, f"history:{_escaped(session_id)}")
+        return _registered_keys(prefix, user_id, f"history:{_escaped(session_id)}")
     alone = f"{prefix}:{{{_escaped(session_id)}}}"
     return SessionKeys(f"{alone}:messages", f"{alone}:ids", "", None)
 
 
-def registered_keys(prefix: str, user_id: str, name: str) -> SessionKeys:
+def _registered_keys(prefix: str, user_id: str, name: str) -> SessionKeys:
     """Return the keys of what a user's registry names so."""
     base = f"{prefix}:{{{_escaped(user_id)}}}:{name}"
     return SessionKeys(f"{base}:messages", f"{base}:ids", name, registry_key(prefix, user_id))
+
+
+def user_keys(prefix: str, user_id: str) -> tuple[str, str, str]:
+    """Return the key of a user's registry, that of the outbox, and what the conversations' keys begin with."""
+    return registry_key(prefix, user_id), outbox_key(prefix, user_id), f"{prefix}:{{{_escaped(user_id)}}}:"
 
 
 def registry_key(prefix: str, user_id: str) -> str:

@@ -13,23 +13,22 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from langchain_core.embeddings import Embeddings
-from psycopg import sql
 
 from langmem_stack.embedded import EmbeddedServers
 from langmem_stack.errors import ClosedError, ConfigurationError
-from langmem_stack.exchange import Conversation, deliver_steps
+from langmem_stack.exchange import Conversation
 from langmem_stack.history import RedisChatMessageHistory
 from langmem_stack.io.drivers import Connections, arun, run
 from langmem_stack.io.postgres import Postgres
 from langmem_stack.io.redis import Redis
-from langmem_stack.io.steps import Statement, Steps, commands, transaction
+from langmem_stack.io.steps import Steps, transaction
 from langmem_stack.models import resolve_embeddings
+from langmem_stack.outbox import Outbox
 from langmem_stack.recall import Memory, memories, recall_op
-from langmem_stack.scope import checked_id, outbox_key, registered_keys, registry_key
+from langmem_stack.scope import checked_id, user_keys
 from langmem_stack.settings import Settings, read_settings
-from langmem_stack.sql.filters import in_namespace
 from langmem_stack.store import PgVectorStore
-from langmem_stack.store.operations import SQL as STORE_SQL
+from langmem_stack.store.operations import forget_items_statement
 from langmem_stack.transcript import (
     Entry,
     Session,
@@ -38,6 +37,7 @@ from langmem_stack.transcript import (
     read_steps,
     sessions_steps,
 )
+from langmem_stack.working import forget_steps
 
 T = TypeVar("T")
 _IMPORT_BATCH = 100  # messages in one transaction
@@ -262,18 +262,22 @@ class MemoryStack:
         with self._lock:
             self._closed, parts, self._parts = True, self._parts, None
         if parts is not None:
-            parts.connections.close()
-            if parts.servers is not None:
-                parts.servers.stop()
+            try:
+                parts.connections.close()
+            finally:
+                if parts.servers is not None:
+                    parts.servers.stop()
 
     async def aclose(self) -> None:
         """As `close`."""
         with self._lock:
             self._closed, parts, self._parts = True, self._parts, None
         if parts is not None:
-            await parts.connections.aclose()
-            if parts.servers is not None:
-                await asyncio.to_thread(parts.servers.stop)
+            try:
+                await parts.connections.aclose()
+            finally:
+                if parts.servers is not None:
+                    await asyncio.to_thread(parts.servers.stop)
 
     def __enter__(self) -> Self:
         self._opened()
@@ -333,21 +337,18 @@ class MemoryStack:
 
     def _flush_steps(self, user_id: str) -> Steps[Flushed]:
         user = checked_id("user_id", user_id)
-        delivered = yield from deliver_steps(self.store, self.settings.redis_prefix, user)
-        return Flushed(delivered, (yield from self.store.embed_pending_steps((user,))))
+        outbox = Outbox(self.store, self.settings.redis_prefix, user)
+        waiting = yield from outbox.read_steps()
+        yield from outbox.record_steps(waiting)
+        return Flushed(len(waiting), (yield from self.store.embed_pending_steps((user,))))
 
     def _forget_steps(self, user_id: str) -> Steps[Receipt]:
-        prefix = self.settings.redis_prefix
-        registry, outbox = registry_key(prefix, checked_id("user_id", user_id)), outbox_key(prefix, user_id)
-        [sessions] = yield from commands(("SMEMBERS", registry))
-        keys = [registered_keys(prefix, user_id, name.decode()) for name in sessions]
-        names = [name for session in keys for name in (session.messages, session.ids)]
-        [deleted] = yield from commands(("DEL", *names, outbox, registry))
-        scope, params = in_namespace((user_id,), sql.SQL("item.namespace"))
-        forget_items = Statement(sql.SQL(STORE_SQL["forget_items"]).format(scope=scope), params)
-        items, *said = yield from transaction(forget_items, *forget_statements(user_id))
-        messages, known = map(len, said)
-        return Receipt(user_id, messages, known, len(items), int(deleted))
+        user = checked_id("user_id", user_id)
+        deleted = yield from forget_steps(*user_keys(self.settings.redis_prefix, user))
+        # Messages and sessions first: that waits for a writer, whose items are then there to be erased.
+        *said, items = yield from transaction(*forget_statements(user), forget_items_statement((user,)))
+        messages, sessions = map(len, said)
+        return Receipt(user, messages, sessions, len(items), deleted)
 
 
 def _place(

@@ -56,6 +56,7 @@ class Session:
     session_id: str
     messages: int
     active_at: datetime
+    """When its newest message was said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,13 @@ def append_steps(store: PgVectorStore, entries: Sequence[Entry]) -> Steps[int]:
     """
     if not entries:
         return 0
-    different = list({(e.user_id, e.session_id, e.message_id): e for e in reversed(entries)}.values())[::-1]
-    messages = _message_columns(different)  # encodes, and so refuses, before any model is called
+    first: dict[tuple[str, str, str], Entry] = {}
+    for entry in entries:
+        first.setdefault((entry.user_id, entry.session_id, entry.message_id), entry)
+    messages = _message_columns(first.values())  # encodes, and so refuses, before any model is called
     index, model = yield from store.model_steps()
-    turns = [_turn(entry) for entry in different if is_said(entry.message)]
-    vectors = yield from embed_texts(turn["value"][_TEXT] for turn in turns)
+    turns = [_turn(entry) for entry in first.values() if is_said(entry.message)]
+    vectors = yield from embed_texts((turn["value"][_TEXT] for turn in turns), model)
     rows = [
         row
         for turn in turns
@@ -95,7 +98,8 @@ def append_steps(store: PgVectorStore, entries: Sequence[Entry]) -> Steps[int]:
 
 def read_steps(user_id: str, session_id: str, limit: int | None = None) -> Steps[list[Entry]]:
     """Read the newest messages of a session, oldest first; all of them when the limit is None."""
-    rows = yield from query(SQL["read_messages"], user_id=user_id, session_id=session_id, limit=limit)
+    user, session = checked_id("user_id", user_id), checked_id("session_id", session_id)
+    rows = yield from query(SQL["read_messages"], user_id=user, session_id=session, limit=limit)
     where = f"session {session_id!r} of user {user_id!r} in the transcript"
     return [
         Entry(user_id, session_id, row["message_id"], decode(row["message"], where=where), row["occurred_at"])
@@ -105,7 +109,7 @@ def read_steps(user_id: str, session_id: str, limit: int | None = None) -> Steps
 
 def sessions_steps(user_id: str) -> Steps[list[Session]]:
     """List a user's sessions, the latest active first."""
-    rows = yield from query(SQL["list_sessions"], user_id=user_id)
+    rows = yield from query(SQL["list_sessions"], user_id=checked_id("user_id", user_id))
     return [Session(**row) for row in rows]
 
 

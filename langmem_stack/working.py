@@ -43,9 +43,24 @@ if tonumber(ARGV[1]) > 0 then
   redis.call('PEXPIRE', KEYS[2], ARGV[1])
 end
 if KEYS[3] then
+  -- The registry outlives every session that it names.
+  local left = redis.call('PTTL', KEYS[3])
   redis.call('SADD', KEYS[3], ARGV[3])
+  if tonumber(ARGV[1]) == 0 then
+    redis.call('PERSIST', KEYS[3])
+  elseif left ~= -1 and left < tonumber(ARGV[1]) then
+    redis.call('PEXPIRE', KEYS[3], ARGV[1])
+  end
 end
 return added
+"""
+# The sessions' keys are not among KEYS, since only the registry knows them; they share its hash tag.
+_FORGET = """
+local deleted = 0
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  deleted = deleted + redis.call('DEL', ARGV[1] .. name .. ':messages', ARGV[1] .. name .. ':ids')
+end
+return deleted + redis.call('DEL', KEYS[1], KEYS[2])
 """
 _REPLACE = "redis.call('DEL', KEYS[1], KEYS[2])\n" + _APPEND
 
@@ -84,7 +99,7 @@ def append_steps(
     Returns:
         How many messages were appended; those with a known id are not counted.
     """
-    if not messages:
+    if not messages and not replace:
         return 0
     keys = session.keys
     added = yield from lua(
@@ -98,6 +113,17 @@ def append_steps(
         ),
     )
     return int(added)
+
+
+def forget_steps(registry: str, outbox: str, sessions: str) -> Steps[int]:
+    """Delete all that a user has in Redis, in one step; return how many keys there were.
+
+    Args:
+        registry: The key of the set that names the user's conversations.
+        outbox: The key of the user's outbox.
+        sessions: What the keys of the conversations begin with.
+    """
+    return int((yield from lua(_FORGET, keys=(registry, outbox), args=(sessions,))))
 
 
 def newest_commands(keys: SessionKeys, limit: int | None) -> list[Command]:

@@ -114,11 +114,18 @@ def _loaded(loaded: Loaded) -> dict[str, Any]:
 
 
 def _record_steps(memory: MemoryStack, state: MemoryState, config: RunnableConfig) -> Steps[list[str]]:
-    exchange = [message for message in state["messages"] if not isinstance(message, SystemMessage)]
     context = state.get("context")
-    behind = context is not None and "postgres" in context["degraded"]
+    exchange = _exchange(state["messages"], context["recent"] if context else [])
+    behind = context is not None and not {"redis", "postgres"}.isdisjoint(context["degraded"])
     conversation = _conversation(memory, config)
     return (yield from conversation.record_steps(exchange, _occurred_at(config), behind=behind))
+
+
+def _exchange(messages: Sequence[BaseMessage], recent: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """Return what is new: with a checkpointer of its own a graph's state begins with earlier turns."""
+    known = {message.id for message in recent}
+    new = next((i for i in range(len(messages), 0, -1) if messages[i - 1].id in known), 0)
+    return [message for message in messages[new:] if not isinstance(message, SystemMessage)]
 
 
 def _written(state: MemoryState, missing: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import contextvars
 import math
 import threading
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,16 +39,18 @@ class Connections:
     embeddings: Embeddings | None = None
 
     def close(self) -> None:
-        """Close what was opened here; clients that were passed in stay open."""
-        for part in (self.postgres, self.redis):
-            if part is not None:
-                part.close()
+        """Close both; if one fails, the other is closed nonetheless."""
+        with ExitStack() as closing_all:
+            for part in (self.postgres, self.redis):
+                if part is not None:
+                    closing_all.callback(part.close)
 
     async def aclose(self) -> None:
         """As `close`, from async code."""
-        for part in (self.postgres, self.redis):
-            if part is not None:
-                await part.aclose()
+        async with AsyncExitStack() as closing_all:
+            for part in (self.postgres, self.redis):
+                if part is not None:
+                    closing_all.push_async_callback(part.aclose)
 
 
 def run(steps: Steps[T], connections: Connections) -> T:
@@ -178,7 +180,10 @@ def _counted(vectors: list[list[float]], texts: Sequence[str]) -> list[list[floa
     return [_checked(vector) for vector in vectors]
 
 
-def _checked(vector: list[float]) -> list[float]:
-    if not vector or not all(map(math.isfinite, vector)):
-        raise EmbeddingError("the embedding model gave an empty vector or one with NaN or infinity in it")
-    return vector
+def _checked(vector: Sequence[float]) -> list[float]:
+    numbers = [float(number) for number in vector]  # providers' own number types print otherwise in SQL
+    if not any(numbers) or not all(map(math.isfinite, numbers)):
+        raise EmbeddingError(
+            "the embedding model gave an empty vector, one of zeros, or one with NaN or infinity"
+        )
+    return numbers

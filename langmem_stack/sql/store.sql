@@ -5,6 +5,13 @@ SELECT item.*
 FROM json_to_recordset(%(wanted)s::json) AS wanted (namespace text[], key text)
 JOIN langmem_stack.item USING (namespace, key);
 
+-- lock_items --
+-- First in every write: writers of the same items queue here, in one order, and never deadlock.
+SELECT FROM langmem_stack.item
+JOIN json_to_recordset(%(items)s::json) AS wanted (namespace text[], key text) USING (namespace, key)
+ORDER BY namespace, key
+FOR UPDATE OF item;
+
 -- delete_items --
 DELETE FROM langmem_stack.item AS item
 USING json_to_recordset(%(deleted)s::json) AS deleted (namespace text[], key text)
@@ -18,7 +25,8 @@ ORDER BY namespace, key
 ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value, updated_at = now();
 
 -- delete_texts --
--- Of items that are put again: texts of paths that are gone must not be found any more.
+-- Of items that are put again: old texts must not be found any more. Behind put_items, whose lock keeps
+-- another writer's texts from slipping in between.
 DELETE FROM langmem_stack.item_text AS old
 USING json_to_recordset(%(items)s::json) AS new (namespace text[], key text)
 WHERE old.namespace = new.namespace AND old.key = new.key;
@@ -32,7 +40,9 @@ SELECT namespace, key, path, text, words,
        embedding::halfvec
 FROM json_to_recordset(%(texts)s::json) AS new (
     namespace text[], key text, path text, text text, embedding text
-), to_tsvector(%(language)s::regconfig, left(text, 200000)) AS words  -- a tsvector holds 1 MB at most
+)
+JOIN langmem_stack.item USING (namespace, key),
+    to_tsvector(%(language)s::regconfig, left(text, 200000)) AS words  -- a tsvector holds 1 MB at most
 ON CONFLICT (namespace, key, path) DO NOTHING;
 
 -- list_items --
@@ -51,7 +61,9 @@ LIMIT %(limit)s OFFSET %(offset)s;
 -- candidates: joins on their keys would be planned for a few rows and be quadratic in many.
 WITH candidate AS MATERIALIZED (
     SELECT item.namespace, item.key, item.updated_at, words, length,
-           CASE WHEN model = %(model)s THEN greatest(1 - (embedding <=> %(vector)s::halfvec), 0) END AS similarity
+           -- a vector that is all zeros in half precision is NaN away from everything
+           CASE WHEN model = %(model)s
+                THEN greatest(1 - nullif(embedding <=> %(vector)s::halfvec, 'NaN'), 0) END AS similarity
     FROM langmem_stack.item LEFT JOIN langmem_stack.item_text USING (namespace, key)
     WHERE {scope} AND {filter}
 ), corpus AS MATERIALIZED (
@@ -59,7 +71,7 @@ WITH candidate AS MATERIALIZED (
 ), weight AS MATERIALIZED (
     SELECT lexeme, ln(1 + (corpus.texts - count(*) + 0.5) / (count(*) + 0.5)) AS idf
     FROM candidate, unnest(words) AS found, corpus
-    WHERE found.lexeme IN (SELECT lexeme FROM unnest(to_tsvector(%(language)s::regconfig, %(query)s)))
+    WHERE found.lexeme IN (SELECT lexeme FROM unnest(to_tsvector(%(language)s::regconfig, left(%(query)s, 200000))))
     GROUP BY lexeme, corpus.texts
 ), leg AS MATERIALIZED (
     SELECT namespace, key, updated_at, words IS NOT NULL AS searchable, similarity, (
@@ -92,25 +104,32 @@ ORDER BY 1
 LIMIT %(limit)s OFFSET %(offset)s;
 
 -- texts_without_embedding --
+-- The next page of those that wait, behind the last one of the page before.
 SELECT namespace, key, path, text
 FROM langmem_stack.item_text
 WHERE embedding IS NULL AND {scope}
+  AND (namespace, key, path) > (%(after_namespace)s::text[], %(after_key)s, %(after_path)s)
 ORDER BY namespace, key, path
 LIMIT %(limit)s;
 
 -- add_embeddings --
--- Only where the text is still the one that was embedded.
+-- Behind lock_items. Only where the text is still the one that was embedded, and nobody was faster.
 UPDATE langmem_stack.item_text AS old
 SET model = %(model)s, embedding = new.embedding::halfvec
 FROM json_to_recordset(%(texts)s::json) AS new (namespace text[], key text, path text, text text, embedding text)
 WHERE old.namespace = new.namespace AND old.key = new.key AND old.path = new.path AND old.text = new.text
+  AND old.embedding IS NULL
 RETURNING 1;
 
 -- embedding_models --
 SELECT id, name, dims FROM langmem_stack.embedding_model ORDER BY id;
 
 -- add_embedding_model --
-INSERT INTO langmem_stack.embedding_model (name, dims) VALUES (%(name)s, %(dims)s) ON CONFLICT (name) DO NOTHING;
+-- The first one is the database's model; its vectors are not mixed with another one's.
+INSERT INTO langmem_stack.embedding_model (name, dims)
+SELECT %(name)s, %(dims)s
+WHERE NOT EXISTS (SELECT FROM langmem_stack.embedding_model)
+ON CONFLICT (name) DO NOTHING;
 
 -- forget_items --
 DELETE FROM langmem_stack.item WHERE {scope} RETURNING 1;

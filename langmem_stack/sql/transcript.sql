@@ -2,11 +2,11 @@
 
 -- lock_sessions --
 -- One writer of a session at a time; sorted, so that two batches can't wait for each other.
-INSERT INTO langmem_stack.session AS known (user_id, session_id)
+INSERT INTO langmem_stack.session (user_id, session_id)
 SELECT DISTINCT user_id, session_id
 FROM unnest(%(user_ids)s::text[], %(session_ids)s::text[]) AS new (user_id, session_id)
 ORDER BY user_id, session_id
-ON CONFLICT (user_id, session_id) DO UPDATE SET active_at = now();
+ON CONFLICT (user_id, session_id) DO UPDATE SET last_position = session.last_position;
 
 -- append_messages --
 -- Runs behind lock_sessions. A message whose id the session already has is left out.
@@ -24,25 +24,28 @@ WITH numbered AS (
 ), appended AS (
     INSERT INTO langmem_stack.message (user_id, session_id, position, message_id, message, occurred_at)
     SELECT user_id, session_id, position, message_id, message, occurred_at FROM numbered
-    RETURNING user_id, session_id, position, message_id
+    RETURNING user_id, session_id, position, message_id, occurred_at
 ), newest AS (
     SELECT DISTINCT ON (user_id, session_id) * FROM appended ORDER BY user_id, session_id, position DESC
 ), moved AS (
     UPDATE langmem_stack.session
-    SET last_position = newest.position, last_message_id = newest.message_id
+    SET last_position = newest.position, last_message_id = newest.message_id,
+        active_at = greatest(active_at, newest.occurred_at)
     FROM newest
     WHERE session.user_id = newest.user_id AND session.session_id = newest.session_id
 )
 SELECT user_id, session_id, message_id, position FROM appended ORDER BY user_id, session_id, position;
 
 -- index_turns --
--- Makes what was said an item of the store, numbered as in the transcript.
+-- Makes what this transaction appended an item of the store, numbered as in the transcript.
 INSERT INTO langmem_stack.item (namespace, key, value)
 SELECT turn.namespace, turn.key, turn.value || jsonb_build_object('turn', message.position)
 FROM json_to_recordset(%(turns)s::json) AS turn (
     namespace text[], key text, value jsonb, user_id text, session_id text, message_id text
 )
 JOIN langmem_stack.message USING (user_id, session_id, message_id)
+WHERE message.recorded_at = now()  -- the moment at which this transaction began
+ORDER BY turn.namespace, turn.key
 ON CONFLICT (namespace, key) DO NOTHING;
 
 -- read_messages --

@@ -8,6 +8,7 @@ from typing import Any
 
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import ensure_embeddings, get_text_at_path
+from langgraph.store.base.embed import EmbeddingsLambda
 
 from langmem_stack.errors import ConfigurationError
 from langmem_stack.messages import storable_text
@@ -68,6 +69,9 @@ class Index:
 
 def model_name(embeddings: Embeddings) -> str:
     """Return the name of the model behind an ``Embeddings`` where it tells, else the name of its class."""
+    if isinstance(embeddings, EmbeddingsLambda):
+        function = getattr(embeddings, "func", None) or getattr(embeddings, "afunc", None)
+        return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', function)}"
     names = (getattr(embeddings, attribute, None) for attribute in ("model", "model_name"))
     return next((name for name in names if isinstance(name, str) and name), type(embeddings).__name__)
 

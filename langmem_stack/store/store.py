@@ -58,6 +58,7 @@ class PgVectorStore(BaseStore):
         embeddings = self.index.embeddings if self.index else None
         self.connections = Connections(postgres=postgres, embeddings=embeddings)
         self._model: Model | None = None
+        self._owns_connections = False
 
     @classmethod
     def from_conn_string(
@@ -74,7 +75,9 @@ class PgVectorStore(BaseStore):
             pool_config: Arguments for psycopg's connection pools, such as ``max_size``.
             index: See `__init__`.
         """
-        return cls(Postgres(conn_string, pool_config=pool_config), index=index)
+        store = cls(Postgres(conn_string, pool_config=pool_config), index=index)
+        store._owns_connections = True
+        return store
 
     def setup(self) -> None:
         """Create or migrate the tables and write down the embedding model; safe to repeat.
@@ -113,12 +116,14 @@ class PgVectorStore(BaseStore):
         return await arun(self.embed_pending_steps(namespace), self.connections)
 
     def close(self) -> None:
-        """Close the connections."""
-        self.connections.close()
+        """Close the connections that `from_conn_string` opened; those that were passed in stay open."""
+        if self._owns_connections:
+            self.connections.close()
 
     async def aclose(self) -> None:
         """As `close`."""
-        await self.connections.aclose()
+        if self._owns_connections:
+            await self.connections.aclose()
 
     def __enter__(self) -> Self:
         return self
@@ -161,11 +166,7 @@ class PgVectorStore(BaseStore):
 
     def embed_pending_steps(self, namespace: tuple[str, ...]) -> Steps[int]:
         """As `embed_pending`, for callers that compose steps."""
-        index, model = yield from self.model_steps()
-        total = 0
-        while done := (yield from embed_pending_steps(index, model, namespace)):
-            total += done
-        return total
+        return (yield from embed_pending_steps(*(yield from self.model_steps()), namespace))
 
     def _batch_steps(self, made: Plan) -> Steps[list[Result]]:
         if self.index is None or not made.needs_model:

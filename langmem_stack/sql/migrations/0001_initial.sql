@@ -44,7 +44,7 @@ CREATE TABLE langmem_stack.session (
     session_id      text COLLATE "C" NOT NULL,
     last_position   bigint NOT NULL DEFAULT 0,
     last_message_id text,
-    active_at       timestamptz NOT NULL DEFAULT now(),
+    active_at       timestamptz NOT NULL DEFAULT '-infinity',  -- when its newest message was said
     PRIMARY KEY (user_id, session_id)
 );
 
