@@ -8,6 +8,7 @@
      ├─ StorageError               a server answered with an error
      │   ├─ StorageUnavailableError   a server is not reachable; the same call may succeed later
      │   └─ CorruptDataError          what lies in storage is not what we wrote
+     ├─ ModelError                 the chat model failed
      ├─ EmbeddingError             the embedding model failed
      └─ EmbeddedServerError        an embedded PostgreSQL or Redis could not be started or stopped
 
@@ -25,6 +26,7 @@ __all__ = [
     "EmbeddingError",
     "InvalidInputError",
     "LangmemStackError",
+    "ModelError",
     "SchemaError",
     "StorageError",
     "StorageUnavailableError",
@@ -65,6 +67,10 @@ class CorruptDataError(StorageError):
 
 class EmbeddingError(LangmemStackError):
     """The embedding model failed or answered with vectors of the wrong shape."""
+
+
+class ModelError(LangmemStackError):
+    """The chat model failed; its own error is the cause."""
 
 
 class EmbeddedServerError(LangmemStackError):

@@ -69,7 +69,7 @@ class Conversation:
         if "postgres" not in degraded:
             extent, recalled, embedded = record
             degraded += [] if embedded else ["embeddings"]
-            if "redis" in degraded or not self._is_current(*working, extent):
+            if "redis" in degraded or not self._is_current(working[0], working[1], extent):
                 try:
                     recent = yield from self._rehydrate(waiting="redis" not in degraded and working[1] > 0)
                 except StorageUnavailableError as error:

@@ -40,10 +40,10 @@ def encode(message: BaseMessage) -> str:
             f"a {type(message).__name__} can't be stored as JSON ({error}); keep objects out of its content, "
             "additional_kwargs and artifact"
         ) from error
-    if json.loads(text) != plain:
+    if decode(text) != message:
         raise InvalidInputError(
-            f"a {type(message).__name__} would not come back from JSON as it is; write lists instead of "
-            "tuples, and keys as strings"
+            f"a {type(message).__name__} would not come back from JSON as it is; use LangChain's own message "
+            "classes, lists instead of tuples, strings as keys, and no objects such as a Document"
         )
     return text
 

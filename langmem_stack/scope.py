@@ -92,7 +92,7 @@ def _registered_keys(prefix: str, user_id: str, name: str) -> SessionKeys:
 
 
 def user_keys(prefix: str, user_id: str) -> tuple[str, str, str]:
-    """Return the key of a user's registry, that of the outbox, and what the conversations' keys begin with."""
+    """Return the keys of a user's registry and outbox, and what those of the conversations begin with."""
     return registry_key(prefix, user_id), outbox_key(prefix, user_id), f"{prefix}:{{{_escaped(user_id)}}}:"
 
 

@@ -165,7 +165,7 @@ def worker(
 ) -> None:
     """Do what was put off: give vectors to texts whose embedding model was out of reach.
 
-    Run as many as wanted; SIGTERM ends one after its round.
+    One is enough; several do no harm, but embed the same texts. SIGTERM ends it after its round.
 
     Example: `langmem-stack worker --every 10`
     """

@@ -9,31 +9,29 @@ import typer
 from langchain_core.messages import HumanMessage
 
 from langmem_stack.agent import create_memory_agent
-from langmem_stack.cli.answers import thread
+from langmem_stack.cli.answers import answer, thread
 from langmem_stack.cli.screen import complain, console, memories_table, model_name, open_memory, plain
-from langmem_stack.messages import text_of
 
 
 def ask(question: str, user: str, data: Path | None, model: str | None, *, as_json: bool) -> None:
     """Answer a question and show what was recalled."""
     with open_memory(data) as memory:
         agent = create_memory_agent(model_name(model), memory=memory, read_only=True)
-        result = agent.invoke({"messages": [HumanMessage(question)]}, config=thread(user, "ask"))
-    answer, context = text_of(result["messages"][-1]), result["context"]
+        answered, context = answer(agent, HumanMessage(question), thread(user, "ask"))
     if as_json:
         recalled = [found.as_dict() for found in context["recalled"]]
         typer.echo(
             json.dumps(
                 {
                     "question": question,
-                    "answer": answer,
+                    "answer": answered,
                     "recalled": recalled,
                     "degraded": context["degraded"],
                 }
             )
         )
         return
-    console.print(plain(answer))
+    console.print(plain(answered))
     console.print()
     if context["recalled"]:
         console.print(memories_table(context["recalled"], "recalled"))

@@ -19,7 +19,7 @@ from langmem_stack.stack import MemoryStack
 if TYPE_CHECKING:
     from langmem_stack.cli.answers import Agent
 
-_USER = "priya"
+_USER = "demo-priya"
 _SHOWN = 3  # recalled memories
 
 
@@ -74,7 +74,8 @@ def play_all(data: Path, model: str | None) -> int:
         _show_stopped(data)
     where = plain(str(data))
     console.print(
-        f"[dim]The memory is in {where}; talk to it:[/] langmem-stack chat --user {_USER} --data {where}",
+        f"[dim]The memory is in {where}; talk to it:[/] "
+        f"LANGMEM_STACK_EMBEDDINGS={OFFLINE} langmem-stack chat --user {_USER} --data {where}",
         soft_wrap=True,
     )
     return 0

@@ -15,7 +15,7 @@ from rich.table import Table
 from langmem_stack.cli.screen import console, open_memory, plain
 from langmem_stack.errors import LangmemStackError
 from langmem_stack.io.steps import commands, query
-from langmem_stack.sql.migrate import schema_status_steps
+from langmem_stack.sql.migrate import check_versions, schema_status_steps
 from langmem_stack.stack import MemoryStack
 
 State = Literal["ok", "warning", "failed"]
@@ -93,14 +93,10 @@ def _redis(memory: MemoryStack) -> Iterator[Finding]:
 
 def _postgres(memory: MemoryStack) -> Iterator[Finding]:
     status = memory.perform(schema_status_steps())
-    old = status.postgres_number < 140000
-    yield Finding(
-        "PostgreSQL",
-        "failed" if old else "ok",
-        status.postgres,
-        "install PostgreSQL 14 or newer" if old else "",
-    )
-    yield _pgvector(status.pgvector, status.pgvector_available)
+    yield Finding("PostgreSQL", "ok", status.postgres)
+    created = "" if status.pgvector else ", created by setup"
+    yield Finding("pgvector", "ok", f"{status.pgvector or status.pgvector_available}{created}")
+    check_versions(status)
     if status.pending:
         yield Finding(
             "migrations", "failed", f"pending: {', '.join(status.pending)}", "run langmem-stack setup"
@@ -108,17 +104,6 @@ def _postgres(memory: MemoryStack) -> Iterator[Finding]:
         return
     yield Finding("migrations", "ok", f"{len(status.applied)} applied, none pending")
     yield from _embeddings(memory)
-
-
-def _pgvector(created: str | None, available: str | None) -> Finding:
-    found = created or available
-    if found is None:
-        return Finding("pgvector", "failed", "not installed", "install pgvector 0.8 or newer on the server")
-    if tuple(map(int, found.split(".")[:2])) < (0, 8):
-        return Finding(
-            "pgvector", "failed", found, "install 0.8 or newer, then ALTER EXTENSION vector UPDATE"
-        )
-    return Finding("pgvector", "ok", found if created else f"{found}, created by setup")
 
 
 def _embeddings(memory: MemoryStack) -> Iterator[Finding]:

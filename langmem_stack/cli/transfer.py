@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -15,8 +16,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from langmem_stack.cli.screen import complain, console, errors, open_memory, plain
 from langmem_stack.errors import InvalidInputError
 from langmem_stack.transcript import Entry
-
-_BATCH = 100  # lines between two moves of the progress bar
 
 
 class Line(BaseModel):
@@ -42,22 +41,24 @@ class Line(BaseModel):
 
 def import_file(file: Path, data: Path | None, *, as_json: bool) -> int:
     """Record the messages of a file; return the exit code, 1 if a line was bad."""
-    added = read = bad = 0
-    with open_memory(data) as memory, file.open("rb") as lines, _progress() as progress:
-        bar = progress.add_task("importing", total=file.stat().st_size)
-        batch: list[Entry] = []
+    read = bad = 0
+
+    def entries() -> Iterator[Entry]:
+        nonlocal read, bad
         for number, line in enumerate(lines, start=1):
+            progress.update(bar, completed=lines.tell())
             try:
                 if line.strip():
-                    batch.append(_parsed(line))
+                    entry = _parsed(line)
                     read += 1
+                    yield entry
             except InvalidInputError as error:
                 bad += 1
                 progress.console.print(f"[bold red]line {number}:[/] {plain(str(error))}", soft_wrap=True)
-            if len(batch) == _BATCH:
-                added, batch = added + memory.import_transcript(batch), []
-            progress.update(bar, completed=lines.tell())
-        added += memory.import_transcript(batch)
+
+    with open_memory(data) as memory, file.open("rb") as lines, _progress() as progress:
+        bar = progress.add_task("importing", total=file.stat().st_size)
+        added = memory.import_transcript(entries())
     if as_json:
         typer.echo(json.dumps({"added": added, "already_there": read - added, "bad_lines": bad}))
     else:

@@ -12,6 +12,7 @@ their own loop even if nobody calls ``aclose()`` there.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
 from typing import Generic, TypeVar
@@ -20,6 +21,7 @@ from langmem_stack.errors import ClosedError
 
 R = TypeVar("R")
 _CLOSE_SECONDS = 10.0
+_log = logging.getLogger("langmem_stack.io")
 
 
 class PerLoop(Generic[R]):
@@ -74,9 +76,16 @@ class PerLoop(Generic[R]):
                 _closing.add(task)
                 task.add_done_callback(_closing.discard)
             elif loop.is_running():
-                asyncio.run_coroutine_threadsafe(_finish(generator), loop).result(_CLOSE_SECONDS)
+                self._finish_elsewhere(generator, loop)
             elif here is None and not loop.is_closed():
                 loop.run_until_complete(_finish(generator))
+
+    @staticmethod
+    def _finish_elsewhere(generator: AsyncGenerator[R], loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            asyncio.run_coroutine_threadsafe(_finish(generator), loop).result(_CLOSE_SECONDS)
+        except TimeoutError:
+            _log.warning("connections of a busy event loop were not closed within %g s", _CLOSE_SECONDS)
 
 
 _closing: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references to tasks

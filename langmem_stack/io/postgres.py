@@ -7,6 +7,8 @@ all up to the final Sync as one transaction, so that is one round trip too.
 
 from __future__ import annotations
 
+import asyncio
+import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -23,6 +25,7 @@ from langmem_stack.errors import (
     ClosedError,
     ConfigurationError,
     InvalidInputError,
+    LangmemStackError,
     SchemaError,
     StorageError,
     StorageUnavailableError,
@@ -38,7 +41,14 @@ _CONNECTION: Mapping[str, Any] = {
     "autocommit": True,
     "row_factory": dict_row,
     "connect_timeout": 5,
+    # A peer that vanished from the network is noticed in seconds rather than hours.
+    "keepalives_idle": 30,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds
 }
+_PASSING = ("starting up", "shutting down", "recovery", "too many", "connection slots")  # in its refusals
+_inherited: list[Any] = []  # pools from before a fork; collecting one would end the parent's connections
 
 
 class Postgres:
@@ -74,6 +84,7 @@ class Postgres:
         self._conninfo, self._config = conninfo, config
         self._lock = threading.Lock()
         self._pool: _Pool | None = None
+        self._pid = os.getpid()
         self._closed = False
         self._closed_message = f"the connections to PostgreSQL at {self.address!r} are closed"
         self._pools = PerLoop(self._hold, self._closed_message)
@@ -85,11 +96,13 @@ class Postgres:
             try:
                 with pool.connection() as connection:
                     return _execute(connection, request)
+            except PoolTimeout as error:
+                raise self._no_connection() from error
             except psycopg.OperationalError as error:
-                if not _connection_died(error):
+                if not _may_run_again(error):
                     raise
-                # The server restarted or dropped idle connections. Each request is idempotent and
-                # all or none, so it may run again, on connections that were tested.
+                # The server restarted, dropped idle connections or ended a deadlock. A request is all
+                # or none and changes nothing when it runs again, now on connections that were tested.
                 pool.check()
                 with pool.connection() as connection:
                     return _execute(connection, request)
@@ -102,8 +115,10 @@ class Postgres:
             try:
                 async with pool.connection() as connection:
                     return await _aexecute(connection, request)
+            except PoolTimeout as error:
+                raise (await asyncio.to_thread(self._no_connection)) from error
             except psycopg.OperationalError as error:
-                if not _connection_died(error):
+                if not _may_run_again(error):
                     raise
                 await pool.check()
                 async with pool.connection() as connection:
@@ -123,6 +138,9 @@ class Postgres:
         self.close()
 
     def _opened(self) -> _Pool:
+        if self._pid != os.getpid():
+            _inherited.append(self._pool)
+            self._pid, self._lock, self._pool = os.getpid(), threading.Lock(), None
         with self._lock:
             if self._closed:
                 raise ClosedError(self._closed_message)
@@ -149,15 +167,29 @@ class Postgres:
                 for connection in list(opened):
                     await connection.close()
 
+    def _no_connection(self) -> LangmemStackError:
+        """Return the error that says why there is no connection, which the pool keeps to itself."""
+        try:
+            psycopg.connect(self._conninfo, connect_timeout=2).close()
+            reason = f"all {self._config['max_size']} are in use; give pool_config a larger max_size"
+        except psycopg.Error as error:
+            reason = " ".join(str(error).split())
+            # libpq gives no SQLSTATE here. The server answered, and will not answer otherwise later.
+            if "FATAL:" in reason and not any(word in reason for word in _PASSING):
+                return ConfigurationError(f"PostgreSQL at {self.address!r} takes no connection: {reason}")
+        seconds = self._config["timeout"]
+        return StorageUnavailableError(
+            f"no connection to PostgreSQL at {self.address!r} within {seconds:g} s: {reason}"
+        )
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (PoolTimeout, PoolClosed) as error:
-            raise StorageUnavailableError(
-                f"no connection to PostgreSQL at {self.address!r} within {self._config['timeout']} s: it is "
-                "down or all connections are in use; 'langmem-stack doctor' tells which"
-            ) from error
+        except PoolClosed as error:
+            raise ClosedError(self._closed_message) from error
+        except PoolTimeout as error:
+            raise StorageUnavailableError(f"PostgreSQL at {self.address!r} went away: {error}") from error
         except (
             pg_errors.UndefinedTable,
             pg_errors.InvalidSchemaName,
@@ -168,7 +200,7 @@ class Postgres:
                 "run setup() or 'langmem-stack setup' once"
             ) from error
         except psycopg.OperationalError as error:
-            if _connection_died(error) or isinstance(error, pg_errors.CannotConnectNow):
+            if _connection_died(error):
                 raise StorageUnavailableError(
                     f"PostgreSQL at {self.address!r} broke the connection: {_primary(error)}; try again"
                 ) from error
@@ -205,6 +237,10 @@ def _rows(cursor: psycopg.Cursor[Row]) -> list[Row]:
 
 async def _arows(cursor: psycopg.AsyncCursor[Row]) -> list[Row]:
     return await cursor.fetchall() if cursor.description is not None else []
+
+
+def _may_run_again(error: psycopg.Error) -> bool:
+    return _connection_died(error) or isinstance(error, pg_errors.DeadlockDetected)
 
 
 def _connection_died(error: psycopg.Error) -> bool:

@@ -123,6 +123,10 @@ class Redis:
                 f"Redis at {self.address!r} did not answer: {error}; 'langmem-stack doctor' tells more"
             ) from error
         except redis_errors.ResponseError as error:
+            if _takes_no_writes(error):
+                raise StorageUnavailableError(
+                    f"Redis at {self.address!r} takes no writes: {error}; give it memory, or name its primary"
+                ) from error
             if "WRONGTYPE" in str(error):
                 raise CorruptDataError(
                     f"a key of {_keys(request)} in Redis at {self.address!r} holds another type of "
@@ -131,6 +135,12 @@ class Redis:
             raise StorageError(f"Redis at {self.address!r} refused: {error}") from error
         except redis_errors.RedisError as error:
             raise StorageError(f"Redis at {self.address!r} failed: {error}") from error
+
+
+def _takes_no_writes(error: redis_errors.ResponseError) -> bool:
+    # Inside a script the server's error is a part of another one.
+    full_or_replica = isinstance(error, redis_errors.OutOfMemoryError | redis_errors.ReadOnlyError)
+    return full_or_replica or any(code in str(error) for code in ("-OOM ", "-READONLY "))
 
 
 def _call(request: Script) -> tuple[str, tuple[Any, ...]]:

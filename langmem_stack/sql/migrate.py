@@ -105,7 +105,7 @@ def migrate_steps() -> Steps[list[str]]:
         SchemaError: The database was migrated by a newer release.
     """
     status = yield from schema_status_steps()
-    _check_versions(status)
+    check_versions(status)
     if status.pending:
         yield from run_script(sql.SQL(_BEGIN).format(lock=sql.Literal(_LOCK)))
     done = []
@@ -128,7 +128,13 @@ def migrate_steps() -> Steps[list[str]]:
     return done
 
 
-def _check_versions(status: SchemaStatus) -> None:
+def check_versions(status: SchemaStatus) -> None:
+    """Refuse a server or a schema that this release can't work with.
+
+    Raises:
+        ConfigurationError: PostgreSQL or pgvector is absent or too old.
+        SchemaError: The database was migrated by a newer release.
+    """
     if status.postgres_number < 140000:
         raise ConfigurationError(f"PostgreSQL {status.postgres} is too old; version 14 or newer is needed")
     pgvector = status.pgvector or status.pgvector_available

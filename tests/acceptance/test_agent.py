@@ -12,6 +12,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 
 from langmem_stack import MemoryStack, create_memory_agent
@@ -211,6 +212,28 @@ def test_read_only_answers_and_leaves_no_trace(memory: MemoryStack, mode: Mode) 
 
     assert "my cat is Tom" in result["messages"][-1].text
     assert mode(memory, "transcript", "priya", "other") == []
+
+
+def test_the_nodes_in_a_graph_with_a_checkpointer(memory: MemoryStack, mode: Mode) -> None:
+    """A state that begins with all earlier turns adds only the new one to memory, beyond the window too."""
+    builder = StateGraph(MemoryState)
+    builder.add_node("remember", load_context_node(memory))
+    builder.add_node("answer", call_model_node("offline"))
+    builder.add_node("keep", write_back_node(memory))
+    for edge in ((START, "remember"), ("remember", "answer"), ("answer", "keep"), ("keep", END)):
+        builder.add_edge(*edge)
+    graph = builder.compile(checkpointer=InMemorySaver())
+    turns = memory.settings.window // 2 + 3
+
+    for number in range(turns):
+        result = mode(graph, "invoke", say(f"turn {number}"), config())
+
+    kept = [entry.message for entry in mode(memory, "transcript", "priya", "monday")]
+    assert [m.id for m in kept] == [m.id for m in result["messages"]]
+    assert len(kept) == 2 * turns
+    reader = create_memory_agent("offline", memory=memory, read_only=True)
+    recent = mode(reader, "invoke", say("x"), config())["context"]["recent"]
+    assert [m.id for m in recent] == [m.id for m in kept[-memory.settings.window :]]
 
 
 @pytest.mark.parametrize("missing", ["user_id", "thread_id"])

@@ -296,6 +296,24 @@ def test_chat_without_a_server_is_one_line(
     assert "Traceback" not in shown
 
 
+def test_a_model_that_fails_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a provider's client raises does not end a chat, and is no traceback anywhere."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("LANGMEM_STACK_EMBEDDINGS", "offline")
+    options = ("--model", "openai:gpt-5-mini")
+
+    assert chat(monkeypatch, "hello", "/help", options=options) == 0
+    assert run(["ask", "--user", "u", "hello", *options]) == 1
+
+    shown = capsys.readouterr()
+    assert len(re.findall(r"^error: the model failed: \w+ConnectionError: ", shown.err, re.MULTILINE)) == 2
+    assert "Traceback" not in shown.err
+    assert "/exit leaves" in shown.out.partition("\n")[2]
+
+
 def test_an_answer_is_recorded_before_its_last_piece_is_shown(memory: MemoryStack) -> None:
     """What is on the screen as a whole is in the transcript already."""
     agent = create_memory_agent("offline", memory=memory)

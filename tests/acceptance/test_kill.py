@@ -120,7 +120,7 @@ def test_a_killed_demo_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "Kept from an earlier run (Monday, 2 March 2026)" in done.stdout
     assert re.search(r"2026-03-02 +\d\.\d\d +user +(My daughter Mira|We present Ferrite)", done.stdout)
     with MemoryStack.embedded(data, embeddings="offline") as memory:
-        monday, thursday = (memory.transcript("priya", name) for name in ("monday", "thursday"))
+        monday, thursday = (memory.transcript("demo-priya", name) for name in ("monday", "thursday"))
     assert (len(monday), len(thursday)) == (6, 4)
     assert _is_alternating(monday)
     assert _is_alternating(thursday)

@@ -10,13 +10,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import redis
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from langmem_stack import MemoryStack
+from langmem_stack.embedded import EmbeddedServers
 from langmem_stack.errors import CorruptDataError, StorageUnavailableError
 from langmem_stack.exchange import Loaded
+from langmem_stack.io.steps import Together
 from langmem_stack.scope import outbox_key, thread_keys
 from langmem_stack.settings import Settings
 from tests.conftest import Mode, Servers
@@ -176,6 +179,97 @@ def test_postgres_that_comes_back_within_a_turn_keeps_the_order(world: World) ->
     assert world.record(world.both, 1, behind=True) == []
 
     assert world.recorded() == ["h0", "a0", "h1", "a1"]
+
+
+def test_what_waits_is_recorded_first_after_any_outage(world: World) -> None:
+    """PostgreSQL down in one turn and Redis at the beginning of the next: the order is still kept."""
+    world.record(world.without_postgres, 0)
+    assert world.load(world.without_redis).degraded == ["redis"]
+
+    assert world.record(world.both, 1, behind=True) == []
+
+    assert world.recorded() == ["h0", "a0", "h1", "a1"]
+
+
+def test_an_outbox_out_of_reach_does_not_stop_the_record(world: World) -> None:
+    """With Redis down what waits there goes on waiting, and the new exchange is recorded."""
+    assert world.record(world.without_redis, 1, behind=True) == ["redis"]
+
+    assert world.recorded() == ["h1", "a1"]
+
+
+def test_a_foreign_outbox_is_an_error_that_names_its_key(world: World, prefix: str) -> None:
+    """What somebody else wrote there is neither recorded nor thrown away."""
+    with redis.Redis.from_url(world.servers.redis_url) as client:
+        client.rpush(outbox_key(prefix, "u"), "surprise")
+
+    with pytest.raises(
+        CorruptDataError, match=r"outbox' in Redis holds something that langmem_stack did not write"
+    ):
+        world.load(world.both)
+
+
+def test_a_transcript_without_the_session_empties_redis(world: World, database: str) -> None:
+    """What was erased from the record does not go on living in the working set."""
+    world.record(world.both, 1)
+    with psycopg.connect(database) as connection:
+        connection.execute("DELETE FROM langmem_stack.session")
+
+    assert world.load(world.both).recent == []
+    assert world.load(world.without_postgres).recent == []
+
+
+def test_a_full_redis_is_worked_around(world: World, tmp_path: Path) -> None:
+    """A Redis that takes no more writes counts as out of reach; the record goes on."""
+    with (
+        EmbeddedServers.start(tmp_path / "full") as servers,
+        redis.Redis.from_url(servers.redis_url) as client,
+    ):
+        memory = MemoryStack(
+            postgres_url=servers.postgres_url,
+            redis_url=servers.redis_url,
+            embeddings="offline",
+            settings=world.both.settings,
+        )
+        world.mode(memory, "setup")
+        client.config_set("maxmemory", "10kb")
+
+        assert world.record(memory, 1) == ["redis"]
+        assert ids(world.load(memory).recent) == ["h1", "a1"]
+        world.mode(memory, "close")
+
+
+def test_a_crash_at_any_point_of_recording_loses_and_doubles_nothing(world: World) -> None:
+    """The steps end after each of their requests in turn; the next turn finds all or nothing, in order."""
+    for stop in range(6):
+        recorded = world.recorded()
+        conversation = world.both.conversation("u", "s")
+        crash_after(conversation.record_steps(exchange(stop), NOW, behind=True), stop, world)
+        world.record(world.both, stop, behind=True)
+
+        assert world.recorded() == [*recorded, f"h{stop}", f"a{stop}"]
+        assert ids(world.load(world.both).recent)[-2:] == [f"h{stop}", f"a{stop}"]
+
+
+def crash_after(steps: Any, requests: int, world: World) -> None:
+    """Perform so many requests of an operation, then drop it, as a killed process would."""
+
+    def cut(inner: Any, left: list[int]) -> Any:
+        reply, request = None, None
+        try:
+            while True:
+                request = inner.send(reply)
+                if isinstance(request, Together):
+                    request = Together(tuple(cut(branch, left) for branch in request.branches))
+                elif left[0] == 0:
+                    return None
+                else:
+                    left[0] -= 1
+                reply = yield request
+        except StopIteration as done:
+            return done.value
+
+    world.mode(world.both, "perform", cut(steps, [requests]))
 
 
 def test_flush_delivers_what_waits(world: World) -> None:

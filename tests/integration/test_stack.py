@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,7 +58,7 @@ def test_an_import_can_be_repeated_and_overlap(memory: MemoryStack, mode: Mode) 
 
     counts = [
         mode(memory, "import_transcript", part)
-        for part in (entries[:150], entries, entries[100:], entries[:1] * 3)
+        for part in (entries[:150] + entries[:1], entries, entries[100:], entries[:1] * 3)
     ]
     kept = mode(memory, "transcript", "u", "s")
 
@@ -81,6 +83,73 @@ def test_the_transcript_keeps_every_message_as_it_was(memory: MemoryStack, mode:
 
     assert [each.message for each in kept] == messages
     assert {memory.text for memory in found} == {"n\ufffd: nul \ufffd and surrogate \ufffd", "done"}
+
+
+def test_a_turn_that_was_deleted_stays_deleted(memory: MemoryStack, mode: Mode) -> None:
+    """Importing known messages again changes nothing, not even what somebody took out of the store."""
+    mode(memory, "import_transcript", [entry(1, "keep"), entry(2, "drop")])
+    mode(memory.store, "delete", ("u", "turns"), "s/m2")
+
+    mode(memory, "import_transcript", [entry(1, "keep"), entry(2, "drop"), entry(3, "new")])
+
+    assert {found.text for found in mode(memory, "recall", "u", "keep drop new")} == {"keep", "new"}
+
+
+def test_items_of_others_below_the_turns_are_no_memories(memory: MemoryStack, mode: Mode) -> None:
+    """A graph may put what it likes into a user's namespace; recall returns turns."""
+    mode(memory, "import_transcript", [entry(1, "a real turn")])
+    mode(memory.store, "put", ("u", "turns", "x"), "k", {"anything": "turn"})
+    mode(memory.store, "put", ("u", "turns"), "k", {"text": "turn"})
+
+    assert [found.text for found in mode(memory, "recall", "u", "turn")] == ["a real turn"]
+
+
+def test_forget_against_writers_leaves_nothing_behind(
+    database: str, servers: Servers, settings: Settings
+) -> None:
+    """Whatever a writer in flight commits is erased too, as a whole, or comes after as a whole."""
+    with MemoryStack(
+        postgres_url=database, redis_url=servers.redis_url, embeddings="offline", settings=settings
+    ) as memory:
+        done = threading.Event()
+
+        def write() -> None:
+            for number in range(60):
+                memory.import_transcript([entry(number, f"secret {number}")])
+            done.set()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        while not done.is_set():
+            memory.forget("u")
+        writer.join()
+        with psycopg.connect(database) as connection:
+            orphans = connection.execute(
+                "SELECT value FROM langmem_stack.item WHERE NOT EXISTS (SELECT FROM langmem_stack.message "
+                "WHERE message_id = value ->> 'message_id')"
+            ).fetchall()
+        memory.forget("u")
+
+        assert orphans == []
+        assert memory.recall("u", "secret") == []
+
+
+def test_what_names_sessions_in_redis_expires_with_the_last_of_them(
+    database: str, servers: Servers, prefix: str
+) -> None:
+    """With a time to live nothing of a silent user stays in Redis, not even a list of names."""
+    settings = Settings(redis_prefix=prefix, session_ttl=0.3)
+    with MemoryStack(
+        postgres_url=database, redis_url=servers.redis_url, embeddings="offline", settings=settings
+    ) as memory:
+        for session in ("a", "b"):
+            memory.history(session, "u").add_messages([HumanMessage("x")])
+        deadline = time.monotonic() + 20
+        with redis.Redis.from_url(servers.redis_url) as client:
+            while list(client.scan_iter(match=f"{prefix}:*")) and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+            assert list(client.scan_iter(match=f"{prefix}:*")) == []
 
 
 HOSTILE = [
@@ -241,10 +310,16 @@ def test_sessions_are_listed_by_their_activity(memory: MemoryStack, mode: Mode) 
     mode(memory, "import_transcript", [entry(1, "a", session="one"), entry(2, "b", session="one")])
     mode(memory, "import_transcript", [entry(1, "c", session="two")])
     mode(memory, "import_transcript", [entry(3, "d", session="one")])
+    mode(memory, "import_transcript", [entry(0, "long ago", session="three")])
 
     found = mode(memory, "sessions", "u")
 
-    assert [(session.session_id, session.messages) for session in found] == [("one", 3), ("two", 1)]
+    assert [(session.session_id, session.messages) for session in found] == [
+        ("one", 3),
+        ("two", 1),
+        ("three", 1),
+    ]
+    assert found[0].active_at == MAY + timedelta(minutes=3)
 
 
 def test_limits_of_transcript_and_recall(memory: MemoryStack, mode: Mode) -> None:

@@ -3,11 +3,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import tempfile
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -16,11 +20,13 @@ from langchain_core.embeddings import Embeddings
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.store.base import GetOp, Item, ListNamespacesOp, MatchCondition, PutOp, SearchOp
+from psycopg.conninfo import make_conninfo
 
-from langmem_stack import PgVectorStore
+from langmem_stack import MemoryStack, PgVectorStore
 from langmem_stack.errors import (
     ClosedError,
     ConfigurationError,
+    EmbeddingError,
     InvalidInputError,
     SchemaError,
     StorageUnavailableError,
@@ -378,15 +384,97 @@ class Vectors(Embeddings):
 
 
 @pytest.mark.parametrize(
-    "answer", [lambda n: [[math.nan] * 3] * n, lambda n: [], lambda n: [[]] * n, lambda n: [[math.inf]] * n]
+    "answer",
+    [
+        lambda n: [[0.0] * 512] * n,
+        lambda n: [[1.0] * 3] * n,
+        lambda n: [[math.nan] * 512] * n,
+        lambda n: [[math.inf] * 512] * n,
+        lambda n: [[]] * n,
+        lambda n: [],
+    ],
 )
 def test_senseless_vectors_are_not_stored(database: str, answer: Any) -> None:
-    """NaN, infinity, empty vectors or too few of them count as an outage, not as a vector."""
+    """Zeros, NaN, infinity, a wrong length or too few of them count as an outage, not as a vector."""
     index = {"embed": Vectors(answer), "model": "offline-lexical-512"}
     with PgVectorStore.from_conn_string(database, index=index) as store:
         store.put(("a",), "k", {"text": "kept all the same"})
 
-        assert store.get(("a",), "k") is not None
+        [found] = store.search(("a",), query="kept")
+        assert 0 < (found.score or 0) <= 1
+    with PgVectorStore.from_conn_string(database, index=INDEX) as store:
+        assert store.embed_pending() == 1
+
+
+def test_a_text_that_the_model_refuses_does_not_stop_the_others(database: str) -> None:
+    """What waits for a vector is tried one by one where it fails together; the refused text waits on."""
+
+    class Picky(Broken):
+        def embed_query(self, text: str) -> list[float]:
+            if not self.broken and "poison" in text:
+                raise ValueError("refused")
+            return super().embed_query(text)
+
+    embeddings = Picky()
+    index = {"embed": embeddings, "model": "offline-lexical-512", "fields": ["text"]}
+    with PgVectorStore.from_conn_string(database, index=index) as store:
+        texts = [f"text {i}" if i != 50 else "poison" for i in range(250)]
+        store.batch([PutOp(("a",), str(i), {"text": text}) for i, text in enumerate(texts)])
+        with pytest.raises(EmbeddingError, match="did not answer"):
+            store.embed_pending()
+        embeddings.broken = False
+
+        assert (store.embed_pending(), store.embed_pending()) == (249, 0)
+
+
+def test_vectors_of_another_length_are_refused_at_setup(database: str) -> None:
+    """One name with two lengths, as a model with a ``dimensions`` option has, never mixes in one database."""
+    config = {"embed": LexicalEmbeddings(64), "model": "offline-lexical-512"}
+    with (
+        PgVectorStore.from_conn_string(database, index=config) as store,
+        pytest.raises(
+            ConfigurationError, match=r"512 dimensions, .*opened with 'offline-lexical-512' with 64"
+        ),
+    ):
+        store.setup()
+    with (
+        PgVectorStore.from_conn_string(database, index={**config, "dims": 8}) as store,
+        pytest.raises(ConfigurationError, match="says dims=8, but 'offline-lexical-512' gives 64"),
+    ):
+        store.setup()
+
+
+def test_a_very_long_text_and_a_very_long_query(store: PgVectorStore) -> None:
+    """Two million characters are stored, and searched with."""
+    long = "word " * 400_000
+    store.put(("a",), "long", {"text": long})
+
+    assert store.search(("a",), query=long)[0].key == "long"
+
+
+def test_a_fork_goes_on_with_connections_of_its_own(database: str) -> None:
+    """A child of a process that has used the store uses it too, and so does its parent afterwards."""
+    with PgVectorStore.from_conn_string(database) as store:
+        store.put(("a",), "parent", {})
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # of forking with threads, from Python 3.12 on
+            child = os.fork()
+        if child == 0:
+            store.put(("a",), "child", {})
+            os._exit(0 if len(store.search(("a",))) == 2 else 1)
+        _, status = os.waitpid(child, 0)
+
+        assert status == 0
+        assert len(store.search(("a",))) == 2
+
+
+def test_a_store_on_borrowed_connections_leaves_them_open(memory: MemoryStack, mode: Mode) -> None:
+    """Leaving the stack's store does not close the stack."""
+    mode(memory.store, "close")
+
+    assert mode(memory, "recall", "u", "x") == []
 
 
 def test_another_embedding_model_is_refused_with_what_to_do(database: str, mode: Mode) -> None:
@@ -418,6 +506,40 @@ def test_no_server_is_a_clear_error(mode: Mode) -> None:
     with pytest.raises(StorageUnavailableError, match="no connection to PostgreSQL at '/nowhere"):
         mode(store, "get", ("a",), "k")
     mode(store, "close")
+
+
+def test_a_database_that_does_not_exist_is_a_configuration_error(database: str, mode: Mode) -> None:
+    """A server that answers and refuses is not taken for one that is down."""
+    url = make_conninfo(database, dbname="no such database", password="secret")
+    store = PgVectorStore.from_conn_string(url, pool_config={"timeout": 0.2})
+
+    with pytest.raises(ConfigurationError, match=r'takes no connection: .*"no such database"') as refused:
+        mode(store, "get", ("a",), "k")
+    assert "secret" not in str(refused.value)
+    mode(store, "close")
+
+
+def test_concurrent_writers_of_one_item_leave_it_whole(database: str) -> None:
+    """Whoever comes last, an item is found by its own text; put, delete and batches never deadlock."""
+    with PgVectorStore.from_conn_string(database, index=INDEX) as store, ThreadPoolExecutor(4) as pool:
+
+        def write(writer: int) -> None:
+            keys = ["a", "b", "c"][:: 1 if writer % 2 else -1]
+            for number in range(25):
+                value = {"text": f"writer{writer} number{number}"}
+                store.batch([PutOp(("n",), key, value if (writer + number) % 5 else None) for key in keys])
+
+        list(pool.map(write, range(4)))
+        for item in store.search(("n",)):
+            found = store.search(("n",), query=item.value["text"], limit=10)
+            assert item.key in [each.key for each in found if each.score and each.score > 0.99]
+        with psycopg.connect(database) as connection:
+            mixed = connection.execute(
+                "SELECT value, text FROM langmem_stack.item "
+                "JOIN langmem_stack.item_text USING (namespace, key) "
+                "WHERE value ->> 'text' IS DISTINCT FROM text"
+            )
+            assert mixed.fetchall() == []
 
 
 def test_a_connection_string_that_is_none_is_refused_without_its_password() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.documents import Document
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
@@ -79,9 +80,9 @@ def test_what_json_cannot_hold_is_refused(artifact: object) -> None:
         encode(ToolMessage("x", tool_call_id="1", artifact=artifact))
 
 
-@pytest.mark.parametrize("artifact", [("a", "b"), {1: "number as key"}])
+@pytest.mark.parametrize("artifact", [("a", "b"), {1: "number as key"}, [Document("from a retriever")]])
 def test_what_json_would_change_is_refused(artifact: object) -> None:
-    """A tuple or a number as key would come back as something else, so it is refused."""
+    """A tuple, a number as key or a document would come back as something else, so it is refused."""
     with pytest.raises(InvalidInputError, match="would not come back from JSON as it is"):
         encode(ToolMessage("x", tool_call_id="1", artifact=artifact))
 
