@@ -16,15 +16,16 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 
-from langmem_stack.errors import EmbeddingError, StorageUnavailableError
-from langmem_stack.io.steps import Steps, commands, embed_query, together, transaction
+from langmem_stack.errors import StorageUnavailableError
+from langmem_stack.io.steps import Steps, commands, together, transaction
 from langmem_stack.messages import window
 from langmem_stack.outbox import Outbox
 from langmem_stack.recall import Memory, memories, recall_op
 from langmem_stack.scope import thread_keys
 from langmem_stack.settings import Settings
 from langmem_stack.store import PgVectorStore
-from langmem_stack.store.operations import checked_length, search_item, search_statement
+from langmem_stack.store.embedding import embed_query
+from langmem_stack.store.operations import search_item, search_statement
 from langmem_stack.transcript import Entry, Recorded, read_steps, recorded, recorded_statement
 from langmem_stack.working import Newest, WorkingSession, append_steps, newest, newest_commands
 
@@ -124,11 +125,7 @@ class Conversation:
     def _read_record(self, question: str) -> Steps[tuple[Recorded, list[Memory], bool]]:
         """Return how far the record goes, what is recalled, and whether the question was embedded."""
         index, model = yield from self._store.model_steps()
-        vector = None
-        try:
-            vector = checked_length((yield from embed_query(question)), model)
-        except EmbeddingError as error:
-            _log.warning("recalling by words alone: %s", error)
+        vector = yield from embed_query(question, model)
         # Some of what is found may be in the window; what is left should still fill the limit.
         op = recall_op(self.user_id, question, self._settings.recall_limit + self._settings.window)
         last, found = yield from transaction(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage
 
 from langmem_stack.errors import ConfigurationError, InvalidInputError
+from langmem_stack.io.closing import Closing
 from langmem_stack.io.drivers import Connections, arun, run
 from langmem_stack.io.redis import Redis
 from langmem_stack.io.steps import Steps, commands
@@ -20,7 +19,7 @@ from langmem_stack.settings import DEFAULT_PREFIX
 from langmem_stack.working import WorkingSession, append_steps, newest, newest_commands
 
 
-class RedisChatMessageHistory(BaseChatMessageHistory):
+class RedisChatMessageHistory(Closing, BaseChatMessageHistory):
     """The messages of one session, in any Redis from 6.2 on; sync and async in one object.
 
     Every message comes back equal to what was added. Each call is one round trip and atomic. A message
@@ -118,22 +117,6 @@ class RedisChatMessageHistory(BaseChatMessageHistory):
         """As `close`."""
         if self._owned is not None:
             await self._owned.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _read_steps(self) -> Steps[list[BaseMessage]]:
         # One more than the window, to know whether something lies before it.

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 
 from langchain_core.embeddings import Embeddings
@@ -18,6 +17,7 @@ from langmem_stack.embedded import EmbeddedServers
 from langmem_stack.errors import ClosedError, ConfigurationError
 from langmem_stack.exchange import Conversation
 from langmem_stack.history import RedisChatMessageHistory
+from langmem_stack.io.closing import Closing
 from langmem_stack.io.drivers import Connections, arun, run
 from langmem_stack.io.postgres import Postgres
 from langmem_stack.io.redis import Redis
@@ -76,7 +76,7 @@ class _Parts:
     servers: EmbeddedServers | None
 
 
-class MemoryStack:
+class MemoryStack(Closing):
     """The memory of an application: what it remembers, of whom, on which servers.
 
         with MemoryStack.embedded("./memory") as memory:
@@ -283,19 +283,9 @@ class MemoryStack:
         self._opened()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     async def __aenter__(self) -> Self:
         await self._aopened()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _opened(self) -> _Parts:
         if (parts := self._parts) is not None:

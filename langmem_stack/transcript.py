@@ -20,7 +20,7 @@ from langmem_stack.messages import decode, encode, is_said, storable_text, text_
 from langmem_stack.scope import checked_id, turn_key, turns_namespace
 from langmem_stack.sql import load
 from langmem_stack.store import PgVectorStore
-from langmem_stack.store.operations import embed_texts, put_texts_statement, text_rows
+from langmem_stack.store.embedding import embed_texts, put_texts_statement, text_rows
 
 SQL = load("transcript")
 _TEXT = "text"  # the path in a turn's value by which it is found

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from langgraph.store.base import (
@@ -20,21 +19,8 @@ from langgraph.store.base import (
 )
 from psycopg import sql
 
-from langmem_stack.errors import (
-    ConfigurationError,
-    EmbeddingError,
-    InvalidInputError,
-    SchemaError,
-)
-from langmem_stack.io.steps import (
-    Row,
-    Statement,
-    Steps,
-    embed_documents,
-    embed_query,
-    query,
-    transaction,
-)
+from langmem_stack.errors import InvalidInputError
+from langmem_stack.io.steps import Row, Statement, Steps, transaction
 from langmem_stack.messages import storable_text
 from langmem_stack.sql import load
 from langmem_stack.sql.filters import (
@@ -44,23 +30,12 @@ from langmem_stack.sql.filters import (
     matching_namespaces,
     to_json,
 )
+from langmem_stack.store.embedding import Model, embed_query, embed_texts, put_texts_statement, text_rows
 from langmem_stack.store.index import Index, vector_text
 
 SQL = load("store")
 _MAX_ADDRESS_BYTES = 2000  # namespace and key together; an index entry holds 2,704 bytes
 _ITEM_NAMESPACE = sql.SQL("item.namespace")
-_PAGE = 100  # texts that are embedded at a time
-_TRIES = 3  # single texts that may fail before the model counts as out of reach
-_log = logging.getLogger("langmem_stack.store")
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """The embedding model as the database knows it."""
-
-    id: int
-    dims: int
-
 
 Address: TypeAlias = tuple[tuple[str, ...], str]
 """Namespace and key of an item."""
@@ -146,156 +121,19 @@ def batch_steps(made: Plan, index: Index | None, model: Model | None) -> Steps[l
     return results
 
 
-def model_steps(index: Index) -> Steps[Model]:
-    """Read which embedding model the database was set up for.
-
-    Raises:
-        SchemaError: ``setup()`` has not been run with an index.
-        ConfigurationError: It was set up for another model, or for another vector length.
-    """
-    rows = yield from query(SQL["embedding_models"])
-    if not rows:
-        raise SchemaError(
-            f"no embedding model is set up in the database yet; run setup() to set up {index.model!r}"
-        )
-    return _matching_model(rows, index)
-
-
-def register_model_steps(index: Index) -> Steps[Model]:
-    """Write down name and vector length of the embedding model, or check them if they are there.
-
-    Raises:
-        ConfigurationError: The model's vectors are not as long as the index config or the database says.
-    """
-    [probe] = yield from embed_documents(["How long is a vector?"])
-    if index.dims not in (None, len(probe)):
-        raise ConfigurationError(
-            f"the index config says dims={index.dims}, but {index.model!r} gives {len(probe)}; leave dims out"
-        )
-    yield from query(SQL["add_embedding_model"], name=index.model, dims=len(probe))
-    rows = yield from query(SQL["embedding_models"])
-    return _matching_model(rows, replace(index, dims=len(probe)))
-
-
-def embed_pending_steps(index: Index, model: Model, namespace: Sequence[str]) -> Steps[int]:
-    """Give vectors to all texts whose model was out of reach when they were put; a hundred at a time.
-
-    Returns:
-        How many texts were given a vector. Those that the model refuses go on waiting.
-
-    Raises:
-        EmbeddingError: The model is out of reach.
-    """
-    scope, params = in_namespace(namespace, sql.SQL("item_text.namespace"))
-    page = sql.SQL(SQL["texts_without_embedding"]).format(scope=scope)
-    after: Row = {"namespace": [], "key": "", "path": ""}
-    done = 0
-    while True:
-        behind = {f"after_{name}": after[name] for name in ("namespace", "key", "path")}
-        waiting = yield from query(page, limit=_PAGE, **params, **behind)
-        if not waiting:
-            return done
-        after = waiting[-1]
-        vectors = yield from _vectors_one_by_one([row["text"] for row in waiting], model)
-        texts = [
-            {**row, "embedding": vector_text(vectors[row["text"]])}
-            for row in waiting
-            if row["text"] in vectors
-        ]
-        _, added = yield from transaction(
-            Statement(SQL["lock_items"], {"items": json.dumps(texts)}),
-            Statement(SQL["add_embeddings"], {"texts": json.dumps(texts), "model": model.id}),
-        )
-        done += len(added)
-
-
-def _vectors_one_by_one(texts: Sequence[str], model: Model) -> Steps[dict[str, list[float]]]:
-    """Embed texts, one by one if together they fail: one that the model refuses does not stop the rest."""
-    try:
-        return (yield from _embed(texts, model))
-    except EmbeddingError as error:
-        last = error
-    vectors: dict[str, list[float]] = {}
-    for number, text in enumerate(texts, start=1):
-        try:
-            vectors |= yield from _embed([text], model)
-        except EmbeddingError as error:
-            _log.warning("a text of %d characters goes on waiting for a vector: %s", len(text), error)
-            last = error
-        if number == _TRIES and not vectors:
-            raise last
-    return vectors
-
-
-def _embed(texts: Iterable[str], model: Model) -> Steps[dict[str, list[float]]]:
-    """Embed each different text once."""
-    different = list(dict.fromkeys(texts))
-    vectors = yield from embed_documents(different)
-    return dict(zip(different, [checked_length(vector, model) for vector in vectors], strict=True))
-
-
-def checked_length(vector: list[float], model: Model) -> list[float]:
-    """Return a vector if it is as long as the database's.
-
-    Raises:
-        EmbeddingError: It is not; it could be compared with none of them.
-    """
-    if len(vector) != model.dims:
-        raise EmbeddingError(f"the model gave a vector of {len(vector)} dimensions, not of {model.dims}")
-    return vector
-
-
 def forget_items_statement(namespace: Sequence[str]) -> Statement:
     """Return the statement that deletes all items below a namespace, with a row for each."""
     scope, params = in_namespace(namespace, _ITEM_NAMESPACE)
     return Statement(sql.SQL(SQL["forget_items"]).format(scope=scope), params)
 
 
-def text_rows(
-    namespace: Sequence[str],
-    key: str,
-    texts: Mapping[str, str],
-    vectors: Mapping[str, Sequence[float]],
-) -> list[dict[str, Any]]:
-    """Return the rows for ``put_texts``: a text without a vector waits for one."""
-    return [
-        {
-            "namespace": list(namespace),
-            "key": key,
-            "path": path,
-            "text": text,
-            "embedding": vector_text(vectors[text]) if text in vectors else None,
-        }
-        for path, text in texts.items()
-    ]
-
-
-def put_texts_statement(rows: list[dict[str, Any]], index: Index, model: Model) -> Statement:
-    """Return the statement that makes texts searchable."""
-    return Statement(
-        SQL["put_texts"],
-        {"texts": json.dumps(rows), "model": model.id, "language": index.language},
-    )
-
-
-def embed_texts(texts: Iterable[str], model: Model) -> Steps[dict[str, list[float]]]:
-    """Embed each different text once; without the model the texts go without vectors for now."""
-    known = list(texts)
-    try:
-        return (yield from _embed(known, model))
-    except EmbeddingError as error:
-        _log.warning("%d texts are stored without vectors for now: %s", len(known), error)
-        return {}
-
-
-def _query_vectors(made: Plan, index: Index | None, model: Model | None) -> Steps[dict[int, list[float]]]:
-    vectors: dict[int, list[float]] = {}
+def _query_vectors(
+    made: Plan, index: Index | None, model: Model | None
+) -> Steps[dict[int, list[float] | None]]:
+    vectors: dict[int, list[float] | None] = {}
     for number, op in made.searches.items():
         if op.query and index is not None and model is not None:
-            try:
-                vectors[number] = checked_length((yield from embed_query(op.query)), model)
-            except EmbeddingError as error:
-                _log.warning("searching by words alone: %s", error)
+            vectors[number] = yield from embed_query(op.query, model)
     return vectors
 
 
@@ -386,18 +224,6 @@ def _checked_address(namespace: Sequence[str], key: object) -> Address:
 def _check_page(limit: int, offset: int) -> None:
     if limit < 0 or offset < 0:
         raise InvalidInputError(f"limit and offset can't be negative: limit={limit}, offset={offset}")
-
-
-def _matching_model(rows: list[Row], index: Index) -> Model:
-    known = rows[-1]
-    if known["name"] != index.model or (index.dims or known["dims"]) != known["dims"]:
-        asked = f"{index.model!r} with {index.dims}" if index.dims else repr(index.model)
-        raise ConfigurationError(
-            f"the vectors in this database are of {known['name']!r} with {known['dims']} dimensions, and the "
-            f"store was opened with {asked}; open it with the model that it was set up with, or use another "
-            "database for the new one"
-        )
-    return Model(known["id"], known["dims"])
 
 
 def search_item(row: Row) -> SearchItem:

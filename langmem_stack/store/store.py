@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import TracebackType
 from typing import Any, Self, cast
 
 from langgraph.store.base import BaseStore, Op, Result, SearchItem, SearchOp
 
 from langmem_stack.errors import ConfigurationError
+from langmem_stack.io.closing import Closing
 from langmem_stack.io.drivers import Connections, arun, run
 from langmem_stack.io.postgres import Postgres
 from langmem_stack.io.steps import Steps
 from langmem_stack.sql.migrate import migrate_steps
+from langmem_stack.store.embedding import Model, embed_pending_steps, model_steps, register_model_steps
 from langmem_stack.store.index import Index
-from langmem_stack.store.operations import (
-    Model,
-    Plan,
-    batch_steps,
-    embed_pending_steps,
-    model_steps,
-    plan,
-    register_model_steps,
-)
+from langmem_stack.store.operations import Plan, batch_steps, plan
 
 
-class PgVectorStore(BaseStore):
+class PgVectorStore(Closing, BaseStore):
     """LangGraph's store on PostgreSQL with pgvector: found by words and by meaning.
 
     A drop-in for ``PostgresStore``, one object for sync and async code::
@@ -124,28 +117,6 @@ class PgVectorStore(BaseStore):
         """As `close`."""
         if self._owns_connections:
             await self.connections.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     def model_steps(self) -> Steps[tuple[Index, Model]]:
         """Read once which model the database was set up for, for callers that compose steps.
