@@ -70,12 +70,14 @@ class Conversation:
         if "postgres" not in degraded:
             extent, recalled, embedded = record
             degraded += [] if embedded else ["embeddings"]
-            if "redis" in degraded or not self._is_current(working[0], working[1], extent):
-                try:
-                    recent = yield from self._rehydrate(waiting="redis" not in degraded and working[1] > 0)
-                except StorageUnavailableError as error:
-                    _log.warning("going on with what is in Redis alone: %s", error)
-                    degraded += ["postgres"]
+            try:
+                if "redis" in degraded:
+                    recent = [entry.message for entry in (yield from self._read_transcript())]
+                elif not self._is_current(working[0], working[1], extent):
+                    recent = yield from self._rehydrate(waiting=working[1] > 0)
+            except StorageUnavailableError as error:
+                _log.warning("going on with what is in Redis alone: %s", error)
+                degraded += ["postgres"]
         recent = window(recent, self._settings.window)
         shown = {message.id for message in recent}
         unseen = [
@@ -134,6 +136,9 @@ class Conversation:
         )
         return recorded(last), memories(map(search_item, found)), vector is not None
 
+    def _read_transcript(self) -> Steps[list[Entry]]:
+        return (yield from read_steps(self.user_id, self.session_id, self._limit))
+
     def _is_current(self, working: Newest, waiting: int, extent: Recorded) -> bool:
         # The last message alone would not tell: an append may have followed the loss of all else.
         length = min(extent.messages, self._limit)
@@ -143,7 +148,7 @@ class Conversation:
         """Return the end of the transcript, and put it into Redis, which expired, lost it or lags behind."""
         if waiting:
             yield from self._outbox.record_steps((yield from self._outbox.read_steps()))
-        entries = yield from read_steps(self.user_id, self.session_id, self._limit)
+        entries = yield from self._read_transcript()
         try:
             pairs = [(entry.message_id, entry.message) for entry in entries]
             yield from append_steps(self._working, pairs, replace=True)

@@ -37,6 +37,7 @@ SQL = load("store")
 _MAX_ADDRESS_BYTES = 2000  # namespace and key together; an index entry holds 2,704 bytes
 _ITEM_NAMESPACE = sql.SQL("item.namespace")
 
+_Vectors: TypeAlias = dict[int, list[float] | None]
 Address: TypeAlias = tuple[tuple[str, ...], str]
 """Namespace and key of an item."""
 
