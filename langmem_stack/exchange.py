@@ -26,8 +26,8 @@ from langmem_stack.settings import Settings
 from langmem_stack.store import PgVectorStore
 from langmem_stack.store.embedding import embed_query
 from langmem_stack.store.operations import search_item, search_statement
-from langmem_stack.transcript import Entry, Recorded, read_steps, recorded, recorded_statement
-from langmem_stack.working import Newest, WorkingSession, append_steps, newest, newest_commands
+from langmem_stack.transcript import Entry, newest_ids, newest_ids_statement, read_steps
+from langmem_stack.working import WorkingSession, append_steps, newest, newest_command
 
 _log = logging.getLogger("langmem_stack.exchange")
 
@@ -65,15 +65,15 @@ class Conversation:
         """
         working, record = yield from together(self._read_working(), self._read_record(question))
         degraded = _out_of_reach({"redis": working, "postgres": record})
-        recent: list[BaseMessage] = [] if "redis" in degraded else working[0].messages
+        recent: list[BaseMessage] = [] if "redis" in degraded else working[0]
         recalled: list[Memory] = []
         if "postgres" not in degraded:
-            extent, recalled, embedded = record
+            recorded, recalled, embedded = record
             degraded += [] if embedded else ["embeddings"]
             try:
                 if "redis" in degraded:
                     recent = [entry.message for entry in (yield from self._read_transcript())]
-                elif not self._is_current(working[0], working[1], extent):
+                elif working[1] or [message.id for message in recent] != recorded:
                     recent = yield from self._rehydrate(waiting=working[1] > 0)
             except StorageUnavailableError as error:
                 _log.warning("going on with what is in Redis alone: %s", error)
@@ -86,6 +86,14 @@ class Conversation:
             if memory.session_id != self.session_id or shown.isdisjoint(memory.message_ids)
         ]
         return Loaded(recent, unseen[: self._settings.recall_limit], degraded)
+
+    def entries(self, messages: Sequence[BaseMessage], occurred_at: datetime) -> list[Entry]:
+        """Return messages as entries of this session's transcript.
+
+        Raises:
+            InvalidInputError: A message has no fit id, or the time has no zone; see `Entry`.
+        """
+        return [Entry(self.user_id, self.session_id, m.id or "", m, occurred_at) for m in messages]
 
     def record_steps(
         self, messages: Sequence[BaseMessage], occurred_at: datetime, *, behind: bool = False
@@ -104,10 +112,7 @@ class Conversation:
         Raises:
             StorageUnavailableError: Both tiers are out of reach; the exchange is not recorded.
         """
-        entries = [
-            Entry(self.user_id, self.session_id, message.id or "", message, occurred_at)
-            for message in messages
-        ]
+        entries = self.entries(messages, occurred_at)
         pairs = [(entry.message_id, entry.message) for entry in entries]
         working, record = yield from together(
             append_steps(self._working, pairs), self._record(entries, behind=behind)
@@ -117,32 +122,27 @@ class Conversation:
             yield from self._outbox.put_steps(entries)
         return degraded
 
-    def _read_working(self) -> Steps[tuple[Newest, int]]:
+    def _read_working(self) -> Steps[tuple[list[BaseMessage], int]]:
         """Return the end of the conversation, and how many messages wait in the outbox."""
-        *session, waiting = yield from commands(
-            *newest_commands(self._working.keys, self._limit), self._outbox.length_command()
+        lines, waiting = yield from commands(
+            newest_command(self._working.keys, self._limit), self._outbox.length_command()
         )
-        return newest(self._working.keys, session), waiting
+        return newest(self._working.keys, lines), waiting
 
-    def _read_record(self, question: str) -> Steps[tuple[Recorded, list[Memory], bool]]:
-        """Return how far the record goes, what is recalled, and whether the question was embedded."""
+    def _read_record(self, question: str) -> Steps[tuple[list[str], list[Memory], bool]]:
+        """Return the newest ids in the record, what is recalled, and whether the question was embedded."""
         index, model = yield from self._store.model_steps()
         vector = yield from embed_query(question, model)
         # Some of what is found may be in the window; what is left should still fill the limit.
         op = recall_op(self.user_id, question, self._settings.recall_limit + self._settings.window)
-        last, found = yield from transaction(
-            recorded_statement(self.user_id, self.session_id),
+        ids, found = yield from transaction(
+            newest_ids_statement(self.user_id, self.session_id, self._limit),
             search_statement(op, index, model, vector),
         )
-        return recorded(last), memories(map(search_item, found)), vector is not None
+        return newest_ids(ids), memories(map(search_item, found)), vector is not None
 
     def _read_transcript(self) -> Steps[list[Entry]]:
         return (yield from read_steps(self.user_id, self.session_id, self._limit))
-
-    def _is_current(self, working: Newest, waiting: int, extent: Recorded) -> bool:
-        # The last message alone would not tell: an append may have followed the loss of all else.
-        length = min(extent.messages, self._limit)
-        return not waiting and (working.last_id, len(working.messages)) == (extent.last_id, length)
 
     def _rehydrate(self, *, waiting: bool) -> Steps[list[BaseMessage]]:
         """Return the end of the transcript, and put it into Redis, which expired, lost it or lags behind."""

@@ -16,7 +16,7 @@ from langmem_stack.io.steps import Steps, commands
 from langmem_stack.messages import window
 from langmem_stack.scope import history_keys
 from langmem_stack.settings import DEFAULT_PREFIX
-from langmem_stack.working import WorkingSession, append_steps, newest, newest_commands
+from langmem_stack.working import WorkingSession, append_steps, newest, newest_command
 
 
 class RedisChatMessageHistory(Closing, BaseChatMessageHistory):
@@ -121,8 +121,8 @@ class RedisChatMessageHistory(Closing, BaseChatMessageHistory):
     def _read_steps(self) -> Steps[list[BaseMessage]]:
         # One more than the window, to know whether something lies before it.
         limit = None if self._window is None else self._window + 1
-        replies = yield from commands(*newest_commands(self._session.keys, limit))
-        return window(newest(self._session.keys, replies).messages, self._window)
+        [lines] = yield from commands(newest_command(self._session.keys, limit))
+        return window(newest(self._session.keys, lines), self._window)
 
     def _append_steps(self, messages: Sequence[BaseMessage]) -> Steps[int]:
         named = [(message.id or uuid.uuid4().hex, message) for message in messages]

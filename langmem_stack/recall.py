@@ -71,12 +71,12 @@ def memories(items: Iterable[SearchItem]) -> list[Memory]:
 def memory_block(recalled: Iterable[Memory]) -> str:
     """Return recalled memories as text for a prompt; empty if there are none.
 
-    The same memories give the same bytes. Their text is escaped, so that none of it can end the
-    block or pass for a part of the prompt.
+    The same memories give the same bytes. Their text is escaped and put on one line, so that none of
+    it can end the block or stand in the prompt by itself.
     """
     lines = [
         f'<memory said="{m.at:%Y-%m-%d}" by="{html.escape(m.role)}">'
-        f"{html.escape(m.text, quote=False)}</memory>"
+        f"{html.escape(' '.join(m.text.split()), quote=False)}</memory>"
         for m in recalled
     ]
     return "\n".join([BLOCK_BEGINS, _INTRODUCTION, *lines, BLOCK_ENDS]) if lines else ""

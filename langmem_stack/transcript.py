@@ -45,8 +45,14 @@ class Entry:
         """
         for name in ("user_id", "session_id", "message_id"):
             checked_id(name, getattr(self, name))
-        if self.occurred_at.tzinfo is None:
-            raise InvalidInputError(f"occurred_at {self.occurred_at.isoformat()!r} has no time zone; add one")
+        at = self.occurred_at
+        if at.tzinfo is None:
+            raise InvalidInputError(f"occurred_at {at.isoformat()!r} has no time zone; add one")
+        if not 1 < at.year < 9999:
+            # in another time zone it could be a year that Python has not
+            raise InvalidInputError(
+                f"occurred_at {at.isoformat()!r} is out of range; use the years 2 to 9998"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +63,6 @@ class Session:
     messages: int
     active_at: datetime
     """When its newest message was said."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """How far the record of a session goes."""
-
-    messages: int
-    last_id: str | None
 
 
 def append_steps(store: PgVectorStore, entries: Sequence[Entry]) -> Steps[int]:
@@ -113,14 +111,14 @@ def sessions_steps(user_id: str) -> Steps[list[Session]]:
     return [Session(**row) for row in rows]
 
 
-def recorded_statement(user_id: str, session_id: str) -> Statement:
-    """Return the statement that reads how far the record of a session goes."""
-    return Statement(SQL["read_extent"], {"user_id": user_id, "session_id": session_id})
+def newest_ids_statement(user_id: str, session_id: str, limit: int) -> Statement:
+    """Return the statement that reads the ids of a session's newest messages, oldest first."""
+    return Statement(SQL["newest_ids"], {"user_id": user_id, "session_id": session_id, "limit": limit})
 
 
-def recorded(rows: Sequence[Row]) -> Recorded:
-    """Read the reply to `recorded_statement`."""
-    return Recorded(**rows[0]) if rows else Recorded(0, None)
+def newest_ids(rows: Sequence[Row]) -> list[str]:
+    """Read the reply to `newest_ids_statement`."""
+    return [row["message_id"] for row in rows]
 
 
 def forget_statements(user_id: str) -> list[Statement]:

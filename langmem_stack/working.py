@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from langchain_core.messages import BaseMessage
 
@@ -66,16 +65,6 @@ _REPLACE = "redis.call('DEL', KEYS[1], KEYS[2])\n" + _APPEND
 
 
 @dataclass(frozen=True, slots=True)
-class Newest:
-    """The end of a conversation as Redis has it."""
-
-    messages: list[BaseMessage]
-    """Oldest first."""
-    last_id: str | None
-    """Id under which the last message was appended; None if there is none or a key was lost."""
-
-
-@dataclass(frozen=True, slots=True)
 class WorkingSession:
     """A session in Redis, and its rules."""
 
@@ -126,32 +115,21 @@ def forget_steps(registry: str, outbox: str, sessions: str) -> Steps[int]:
     return int((yield from lua(_FORGET, keys=(registry, outbox), args=(sessions,))))
 
 
-def newest_commands(keys: SessionKeys, limit: int | None) -> list[Command]:
-    """Return the commands that read the newest messages, all of them when the limit is None."""
-    return [
-        ("LRANGE", keys.messages, 0 if limit is None else -limit, -1),
-        ("ZREVRANGE", keys.ids, 0, 0),
-    ]
+def newest_command(keys: SessionKeys, limit: int | None) -> Command:
+    """Return the command that reads the newest messages, all of them when the limit is None."""
+    return ("LRANGE", keys.messages, 0 if limit is None else -limit, -1)
 
 
-def newest(keys: SessionKeys, replies: Sequence[Any]) -> Newest:
-    """Read the replies to `newest_commands`.
+def newest(keys: SessionKeys, lines: Sequence[bytes]) -> list[BaseMessage]:
+    """Read the reply to `newest_command`, oldest first.
 
     Raises:
         CorruptDataError: Something that is not a message lies in the list.
     """
-    lines, ids = replies
     where = f"the key {keys.messages!r} in Redis"
-    messages = [decode(line, where=where) for line in lines]
-    last_id = _as_text(ids[0]) if ids and messages else None
-    return Newest(messages, last_id if messages and messages[-1].id in (None, last_id) else None)
+    return [decode(line, where=where) for line in lines]
 
 
 def _as_bytes(text: str) -> bytes:
     """Return an id as Redis stores it, whatever characters it holds."""
     return text.encode("utf-8", "surrogatepass")
-
-
-def _as_text(stored: bytes) -> str:
-    """Return an id that Redis stored."""
-    return stored.decode("utf-8", "surrogatepass")

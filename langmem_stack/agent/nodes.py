@@ -104,7 +104,10 @@ def _question(state: MemoryState) -> str:
 
 
 def _load_steps(memory: MemoryStack, state: MemoryState, config: RunnableConfig) -> Steps[Loaded]:
-    return (yield from _conversation(memory, config).load_steps(_question(state)))
+    conversation = _conversation(memory, config)
+    # What could not be recorded is refused before a model is asked.
+    conversation.entries(state["messages"], _occurred_at(config))
+    return (yield from conversation.load_steps(_question(state)))
 
 
 def _loaded(loaded: Loaded) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from langmem_stack.errors import (
     ClosedError,
     ConfigurationError,
     InvalidInputError,
-    LangmemStackError,
     SchemaError,
     StorageError,
     StorageUnavailableError,
@@ -74,6 +73,10 @@ class Postgres:
                 "the PostgreSQL connection string can't be parsed; write it as "
                 "postgresql://user:password@host:5432/database"
             ) from None
+        if "@" in str(parts.get("host", "")):
+            raise ConfigurationError(
+                "the PostgreSQL URL has an @ in its password or user; write it as %40 there"
+            )
         self.address = f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
         config = {**_POOL_DEFAULTS, **(pool_config or {})}
         if "configure" in config:
@@ -85,6 +88,7 @@ class Postgres:
         self._lock = threading.Lock()
         self._pool: _Pool | None = None
         self._pid = os.getpid()
+        self._away = False
         self._closed = False
         self._closed_message = f"the connections to PostgreSQL at {self.address!r} are closed"
         self._pools = PerLoop(self._hold, self._closed_message)
@@ -92,12 +96,16 @@ class Postgres:
     def execute(self, request: Transaction) -> list[list[Row]]:
         """Run the statements of one request and return the rows of each."""
         pool = self._opened()
+        if self._away:
+            self._knock()
         with self._errors():
             try:
                 with pool.connection() as connection:
                     return _execute(connection, request)
             except PoolTimeout as error:
-                raise self._no_connection() from error
+                self._away = True
+                self._knock()
+                raise self._busy() from error
             except psycopg.OperationalError as error:
                 if not _may_run_again(error):
                     raise
@@ -110,13 +118,17 @@ class Postgres:
     async def aexecute(self, request: Transaction) -> list[list[Row]]:
         """As `execute`, on the running loop's own connections."""
         pool = await self._pools.get()
+        if self._away:
+            await asyncio.to_thread(self._knock)
         with self._errors():
             await pool.open()
             try:
                 async with pool.connection() as connection:
                     return await _aexecute(connection, request)
             except PoolTimeout as error:
-                raise (await asyncio.to_thread(self._no_connection)) from error
+                self._away = True
+                await asyncio.to_thread(self._knock)
+                raise self._busy() from error
             except psycopg.OperationalError as error:
                 if not _may_run_again(error):
                     raise
@@ -167,19 +179,29 @@ class Postgres:
                 for connection in list(opened):
                     await connection.close()
 
-    def _no_connection(self) -> LangmemStackError:
-        """Return the error that says why there is no connection, which the pool keeps to itself."""
+    def _knock(self) -> None:
+        """Raise why there is no connection, which the pool keeps to itself; else it is there again.
+
+        A server that was away is asked here first: that tells in a moment what the pool would wait for.
+        """
         try:
             psycopg.connect(self._conninfo, connect_timeout=2).close()
-            reason = f"all {self._config['max_size']} are in use; give pool_config a larger max_size"
         except psycopg.Error as error:
             reason = " ".join(str(error).split())
             # libpq gives no SQLSTATE here. The server answered, and will not answer otherwise later.
             if "FATAL:" in reason and not any(word in reason for word in _PASSING):
-                return ConfigurationError(f"PostgreSQL at {self.address!r} takes no connection: {reason}")
-        seconds = self._config["timeout"]
+                raise ConfigurationError(
+                    f"PostgreSQL at {self.address!r} takes no connection: {reason}"
+                ) from error
+            raise StorageUnavailableError(
+                f"no connection to PostgreSQL at {self.address!r}: {reason}"
+            ) from error
+        self._away = False
+
+    def _busy(self) -> StorageUnavailableError:
         return StorageUnavailableError(
-            f"no connection to PostgreSQL at {self.address!r} within {seconds:g} s: {reason}"
+            f"all {self._config['max_size']} connections to PostgreSQL at {self.address!r} were in use for "
+            f"{self._config['timeout']:g} s; give pool_config a larger max_size"
         )
 
     @contextmanager
@@ -198,6 +220,10 @@ class Postgres:
             raise SchemaError(
                 f"the database at {self.address!r} lacks tables of this release ({_primary(error)}); "
                 "run setup() or 'langmem-stack setup' once"
+            ) from error
+        except (pg_errors.ReadOnlySqlTransaction, pg_errors.DiskFull) as error:
+            raise StorageUnavailableError(
+                f"PostgreSQL at {self.address!r} takes no writes: {_primary(error)}"
             ) from error
         except psycopg.OperationalError as error:
             if _connection_died(error):

@@ -23,7 +23,13 @@ from langmem_stack.errors import (
 from langmem_stack.io.loops import PerLoop
 from langmem_stack.io.steps import Commands, Script
 
-_TIMEOUTS: dict[str, Any] = {"socket_connect_timeout": 5.0, "socket_timeout": 5.0}
+# Seconds. A pool that is used up makes callers wait for a connection, as PostgreSQL's does.
+_POOL: dict[str, Any] = {
+    "max_connections": 32,
+    "timeout": 20.0,
+    "socket_connect_timeout": 5.0,
+    "socket_timeout": 5.0,
+}
 
 
 class Redis:
@@ -104,11 +110,15 @@ class Redis:
             if self._closed:
                 raise ClosedError(self._closed_message)
             if self._client is None:
-                self._client = redis.Redis.from_url(self._url, **_TIMEOUTS)
+                self._client = redis.Redis.from_pool(
+                    redis.BlockingConnectionPool.from_url(self._url, **_POOL)
+                )
             return self._client
 
     async def _hold(self) -> AsyncGenerator[redis.asyncio.Redis]:
-        client = redis.asyncio.Redis.from_url(self._url, **_TIMEOUTS)
+        client = redis.asyncio.Redis.from_pool(
+            redis.asyncio.BlockingConnectionPool.from_url(self._url, **_POOL)
+        )
         try:
             yield client
         finally:

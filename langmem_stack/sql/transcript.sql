@@ -29,8 +29,7 @@ WITH numbered AS (
     SELECT DISTINCT ON (user_id, session_id) * FROM appended ORDER BY user_id, session_id, position DESC
 ), moved AS (
     UPDATE langmem_stack.session
-    SET last_position = newest.position, last_message_id = newest.message_id,
-        active_at = greatest(active_at, newest.occurred_at)
+    SET last_position = newest.position, active_at = greatest(active_at, newest.occurred_at)
     FROM newest
     WHERE session.user_id = newest.user_id AND session.session_id = newest.session_id
 )
@@ -59,10 +58,16 @@ SELECT * FROM (
 ) AS newest
 ORDER BY position;
 
--- read_extent --
-SELECT last_position AS messages, last_message_id AS last_id
-FROM langmem_stack.session
-WHERE user_id = %(user_id)s AND session_id = %(session_id)s;
+-- newest_ids --
+-- The ids of a session's newest messages, oldest first.
+SELECT message_id FROM (
+    SELECT message_id, position
+    FROM langmem_stack.message
+    WHERE user_id = %(user_id)s AND session_id = %(session_id)s
+    ORDER BY position DESC
+    LIMIT %(limit)s
+) AS newest
+ORDER BY position;
 
 -- list_sessions --
 SELECT session_id, last_position AS messages, active_at

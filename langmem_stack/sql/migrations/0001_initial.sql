@@ -40,11 +40,10 @@ CREATE INDEX item_text_without_embedding ON langmem_stack.item_text (namespace) 
 
 -- A conversation of a user. Its row is locked while messages are appended, which puts writers in order.
 CREATE TABLE langmem_stack.session (
-    user_id         text COLLATE "C" NOT NULL,
-    session_id      text COLLATE "C" NOT NULL,
-    last_position   bigint NOT NULL DEFAULT 0,
-    last_message_id text,
-    active_at       timestamptz NOT NULL DEFAULT '-infinity',  -- when its newest message was said
+    user_id       text COLLATE "C" NOT NULL,
+    session_id    text COLLATE "C" NOT NULL,
+    last_position bigint NOT NULL DEFAULT 0,
+    active_at     timestamptz NOT NULL DEFAULT '-infinity',  -- when its newest message was said
     PRIMARY KEY (user_id, session_id)
 );
 
