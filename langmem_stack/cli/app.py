@@ -5,8 +5,11 @@ An error is one line on standard error, never a traceback.
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -44,6 +47,12 @@ Model: TypeAlias = Annotated[
     ),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  # typer calls it so
+    if wanted:
+        typer.echo(f"langmem-stack {metadata.version('langmem-stack')}")
+        raise typer.Exit
 
 
 @app.command()
@@ -93,7 +102,10 @@ def chat(
 
 @app.command("import")
 def import_transcript(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, metavar="FILE")],
+    file: Annotated[
+        typer.FileBinaryRead,
+        typer.Argument(metavar="FILE", help="A JSONL file, or - for standard input.", show_default=False),
+    ],
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -174,12 +186,36 @@ def worker(
     worker.work(data, every=every, once=once)
 
 
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Memory for LangChain chains and LangGraph agents, on plain Redis and PostgreSQL with pgvector."""
+
+
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """What the drivers would log, the command says once, in its own words."""
+    loggers = [logging.getLogger(name) for name in ("psycopg.pool", "langmem_stack")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run a command; return its exit code."""
     try:
-        app(list(arguments), prog_name="langmem-stack")
-    except LangmemStackError as error:
+        with _quiet_logs():
+            app(list(arguments), prog_name="langmem-stack")
         sys.stdout.flush()
+    except (LangmemStackError, OSError, UnicodeError) as error:
         Console(stderr=True, highlight=False).print(
             f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True
         )

@@ -31,7 +31,7 @@ def ask(question: str, user: str, data: Path | None, model: str | None, *, as_js
             )
         )
         return
-    console.print(plain(answered))
+    console.print(plain(answered), soft_wrap=not console.is_terminal)
     console.print()
     if context["recalled"]:
         console.print(memories_table(context["recalled"], "recalled"))

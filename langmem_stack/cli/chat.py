@@ -13,7 +13,15 @@ from rich.table import Table
 
 from langmem_stack.agent import create_memory_agent
 from langmem_stack.cli.answers import Agent, stream_answer, thread
-from langmem_stack.cli.screen import complain, console, memories_table, model_name, open_memory, plain
+from langmem_stack.cli.screen import (
+    complain,
+    console,
+    counted,
+    memories_table,
+    model_name,
+    open_memory,
+    plain,
+)
 from langmem_stack.errors import LangmemStackError
 from langmem_stack.messages import is_said, text_of
 from langmem_stack.scope import turns_namespace
@@ -35,8 +43,11 @@ def chat(user: str, thread_id: str, data: Path | None, model: str | None) -> Non
         if len(entries) > _SHOWN:
             console.print(f"[dim]({len(entries) - _SHOWN} earlier messages: /history)[/]")
         for line in _lines(entries):
-            if not _command(line, memory, user, thread_id):
-                _exchange(agent, line, user, thread_id)
+            try:
+                if not _command(line, memory, user, thread_id):
+                    _exchange(agent, line, user, thread_id)
+            except LangmemStackError as error:
+                complain(str(error))
 
 
 def _exchange(agent: Agent, line: str, user: str, thread_id: str) -> None:
@@ -50,9 +61,7 @@ def _exchange(agent: Agent, line: str, user: str, thread_id: str) -> None:
                 )
         console.print()
     except KeyboardInterrupt:
-        console.print("\n[dim](interrupted; this exchange is not remembered)[/]")
-    except LangmemStackError as error:
-        complain(str(error))
+        console.print("\n[dim](interrupted; /history shows whether this was still remembered)[/]")
 
 
 def _command(line: str, memory: MemoryStack, user: str, thread_id: str) -> bool:
@@ -78,7 +87,7 @@ def _known(memory: MemoryStack, user: str) -> Table:
     sessions = memory.sessions(user)
     total = sum(session.messages for session in sessions)
     table = Table(
-        title=f"{total} messages in {len(sessions)} conversations; the newest that you said:",
+        title=f"{counted(total, 'message')} in {counted(len(sessions), 'conversation')}; your newest:",
         title_justify="left",
         title_style="dim",
         header_style="dim",
@@ -98,7 +107,7 @@ def _show(entries: Sequence[Entry]) -> None:
             who = "you" if isinstance(entry.message, HumanMessage) else "agent"
             console.print(
                 f"[dim]{entry.occurred_at:%Y-%m-%d %H:%M}[/] [bold]{who}:[/] {plain(text_of(entry.message))}",
-                soft_wrap=True,
+                soft_wrap=not console.is_terminal,
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -75,10 +76,15 @@ def play_all(data: Path, model: str | None) -> int:
     where = plain(str(data))
     console.print(
         f"[dim]The memory is in {where}; talk to it:[/] "
-        f"LANGMEM_STACK_EMBEDDINGS={OFFLINE} langmem-stack chat --user {_USER} --data {where}",
+        f"LANGMEM_STACK_EMBEDDINGS={OFFLINE} {_command()} chat --user {_USER} --data {where}",
         soft_wrap=True,
     )
     return 0
+
+
+def _command() -> str:
+    """Return how this program was called, which after ``make demo`` is not on the PATH."""
+    return shlex.quote(sys.argv[0]) if sys.argv[0].endswith("langmem-stack") else "langmem-stack"
 
 
 def play(data: Path, model: str | None, name: str) -> int:

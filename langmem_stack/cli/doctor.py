@@ -34,8 +34,12 @@ class Finding:
 
 def doctor(data: Path | None, *, as_json: bool) -> int:
     """Print the findings; return the exit code, 1 if something failed."""
-    with open_memory(data) as memory:
-        findings = list(_findings(memory))
+    findings = [Finding("langmem-stack", "ok", version("langmem-stack"))]
+    try:
+        with open_memory(data) as memory:
+            findings += _findings(memory)
+    except LangmemStackError as error:
+        findings.append(Finding("servers", "failed", str(error), "mend what the message names"))
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings]))
     else:
@@ -50,7 +54,6 @@ def doctor(data: Path | None, *, as_json: bool) -> int:
 
 
 def _findings(memory: MemoryStack) -> Iterator[Finding]:
-    yield Finding("langmem-stack", "ok", version("langmem-stack"))
     yield from _guarded("Redis", memory, _redis)
     yield from _guarded("PostgreSQL", memory, _postgres)
 

@@ -39,6 +39,11 @@ def plain(text: str) -> str:
     return escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
+def counted(number: int, thing: str) -> str:
+    """Return a number of things in words: "1 message", "2 messages"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def complain(message: str) -> None:
     """Print an error."""
     errors.print(f"[bold red]error:[/] {plain(message)}", soft_wrap=True)

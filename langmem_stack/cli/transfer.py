@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import typer
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from langmem_stack.cli.screen import complain, console, errors, open_memory, plain
+from langmem_stack.cli.screen import complain, console, counted, errors, open_memory, plain
 from langmem_stack.errors import InvalidInputError
 from langmem_stack.transcript import Entry
 
@@ -39,14 +40,14 @@ class Line(BaseModel):
         return Entry(self.user_id, self.session_id, self.id, message, at)
 
 
-def import_file(file: Path, data: Path | None, *, as_json: bool) -> int:
+def import_file(file: BinaryIO, data: Path | None, *, as_json: bool) -> int:
     """Record the messages of a file; return the exit code, 1 if a line was bad."""
     read = bad = 0
 
     def entries() -> Iterator[Entry]:
         nonlocal read, bad
-        for number, line in enumerate(lines, start=1):
-            progress.update(bar, completed=lines.tell())
+        for number, line in enumerate(file, start=1):
+            progress.advance(bar, len(line))
             try:
                 if line.strip():
                     entry = _parsed(line)
@@ -56,16 +57,26 @@ def import_file(file: Path, data: Path | None, *, as_json: bool) -> int:
                 bad += 1
                 progress.console.print(f"[bold red]line {number}:[/] {plain(str(error))}", soft_wrap=True)
 
-    with open_memory(data) as memory, file.open("rb") as lines, _progress() as progress:
-        bar = progress.add_task("importing", total=file.stat().st_size)
+    with open_memory(data) as memory, _progress() as progress:
+        bar = progress.add_task("importing", total=_size(file))
         added = memory.import_transcript(entries())
     if as_json:
         typer.echo(json.dumps({"added": added, "already_there": read - added, "bad_lines": bad}))
     else:
-        console.print(f"{added} messages added, {read - added} already there, {bad} bad lines")
+        console.print(
+            f"{counted(added, 'message')} added, {read - added} already there, {counted(bad, 'bad line')}"
+        )
     if bad:
-        complain(f"{bad} lines of {file} were left out; mend them and import the file again")
+        complain(f"{counted(bad, 'line')} of {file.name} left out; mend them and import the file again")
     return 1 if bad else 0
+
+
+def _size(file: BinaryIO) -> int | None:
+    """Return the bytes in a file; None for a pipe, whose end nobody knows."""
+    try:
+        return os.fstat(file.fileno()).st_size or None
+    except OSError:
+        return None
 
 
 def _parsed(line: bytes) -> Entry:

@@ -6,7 +6,7 @@ import signal
 import threading
 from pathlib import Path
 
-from langmem_stack.cli.screen import complain, console, open_memory
+from langmem_stack.cli.screen import complain, console, counted, open_memory
 from langmem_stack.errors import EmbeddingError, StorageUnavailableError
 
 
@@ -27,7 +27,7 @@ def work(data: Path | None, *, every: float, once: bool) -> None:
         while not stop.is_set():
             try:
                 if done := memory.store.embed_pending():
-                    console.print(f"{done} texts embedded")
+                    console.print(f"{counted(done, 'text')} embedded")
             except (EmbeddingError, StorageUnavailableError) as error:
                 if once:
                     raise

@@ -9,8 +9,10 @@ from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, SystemMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+
+from langmem_stack.offline.embeddings import LexicalEmbeddings
 
 LABEL = "[offline stand-in, not a language model]"
 _MEMORY = re.compile(r'<memory said="([^"]*)" by="([^"]*)">(.*?)</memory>', re.DOTALL)
@@ -18,7 +20,7 @@ _PIECE = re.compile(r"\S+\s*|\s+")
 
 
 class OfflineChatModel(BaseChatModel):
-    """Answers without any model: it quotes the best memory that its prompt holds, under a label.
+    """Answers without any model: it quotes what is most like the question in its prompt, under a label.
 
     It makes the whole loop run without a key: recall, prompt, answer, streaming, write-back. It
     understands nothing and never passes itself off as a language model.
@@ -73,14 +75,26 @@ class OfflineChatModel(BaseChatModel):
             yield chunk
 
     def _answer(self, messages: Sequence[BaseMessage]) -> str:
+        *before, last = [str(m.text) for m in messages if isinstance(m, HumanMessage)] or [""]
+        if "?" not in last:
+            return f"{LABEL} It is noted."
         prompt = "\n".join(m.text for m in messages if isinstance(m, SystemMessage))
-        # Its own earlier answers only repeat what somebody said.
-        recalled = [found for found in _MEMORY.findall(prompt) if LABEL not in html.unescape(found[2])]
-        if not recalled:
-            return f"{LABEL} I have nothing in memory about this yet. It is noted."
-        day, by, text = recalled[0]
-        who = "you" if by == "user" else "I"
-        return f'{LABEL} From memory: on {day} {who} said "{_shortened(html.unescape(text))}".'
+        recalled = [
+            (f"on {day}", "you" if by == "user" else "I", html.unescape(text))
+            for day, by, text in _MEMORY.findall(prompt)
+        ]
+        said = recalled + [("earlier in this conversation", "you", text) for text in before]
+        # Questions answer nothing, and its own earlier answers only repeat what somebody said.
+        known = [quote for quote in said if "?" not in quote[2] and LABEL not in quote[2]]
+        if not known:
+            return f"{LABEL} I have nothing in memory about this."
+        when, who, text = max(known, key=lambda quote: _alikeness(last, quote[2]))
+        return f'{LABEL} From memory: {when} {who} said "{_shortened(text)}".'
+
+
+def _alikeness(question: str, text: str) -> float:
+    one, other = LexicalEmbeddings().embed_documents([question, text])
+    return sum(a * b for a, b in zip(one, other, strict=True))
 
 
 def _shortened(text: str, length: int = 200) -> str:

@@ -254,6 +254,15 @@ def test_a_bad_time_is_refused(memory: MemoryStack, mode: Mode) -> None:
         with pytest.raises(InvalidInputError, match=reason):
             mode(agent, "invoke", say("x"), config(occurred_at=given))
     assert mode(memory, "transcript", "priya", "monday") == []
+    model = Scripted(answers=[], sent=[])
+    with pytest.raises(InvalidInputError, match=r"message_id .* NUL"):
+        mode(
+            create_memory_agent(model, memory=memory),
+            "invoke",
+            {"messages": [HumanMessage("x", id="a\0")]},
+            config(),
+        )
+    assert model.sent == []
 
 
 def test_a_server_that_is_down_is_named_and_the_turn_answers(

@@ -155,6 +155,22 @@ def test_bad_lines_are_numbered_and_the_rest_is_kept(
     assert "Traceback" not in shown.err
 
 
+def test_import_from_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Standard input is a file like any other."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines(1).encode())))
+
+    assert run(["import", "-"]) == 0
+
+    assert "1 message added, 0 already there, 0 bad lines" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """The version is that of the package."""
+    assert run(["--version"]) == 0
+
+    assert re.fullmatch(r"langmem-stack \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
 def test_ask_of_an_empty_memory(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing known is said as such."""
     assert run(["ask", "--user", "nobody", "anything?"]) == 0
@@ -239,7 +255,7 @@ def test_doctor_warns_of_texts_without_vectors_and_the_worker_gives_them(
     assert found["embeddings waiting"]["found"].startswith("1 texts have no vector yet")
 
     assert run(["worker", "--once"]) == 0
-    assert "1 texts embedded" in capsys.readouterr().out
+    assert "1 text embedded" in capsys.readouterr().out
 
     assert "embeddings waiting" not in doctor(capsys)[1]
 
@@ -277,7 +293,7 @@ def test_chat_shows_what_it_knows(
     )
 
     shown = capsys.readouterr().out
-    assert "2 messages in 1 conversations" in shown
+    assert "2 messages in 1 conversation;" in shown
     assert re.search(r"main +I have a cat called Tom", shown)
     assert re.search(r"\d\.\d\d +user +I have a cat called Tom", shown)
     assert "/memory QUESTION what I recall" in shown

@@ -54,7 +54,7 @@ def test_the_shell_blocks_run(tmp_path: Path) -> None:
     )
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert "1 messages added" in done.stdout
+    assert "1 message added" in done.stdout
     assert re.search(r"2025-05-08 +1\.00 +user +I adopted a dog, Bruno\.", done.stdout)
 
 

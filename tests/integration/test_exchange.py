@@ -14,6 +14,7 @@ import psycopg
 import pytest
 import redis
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from psycopg import sql
 
 from langmem_stack import MemoryStack
 from langmem_stack.embedded import EmbeddedServers
@@ -119,6 +120,34 @@ def test_a_loss_between_loading_and_recording_is_noticed(world: World, prefix: s
     world.record(world.both, 2)
 
     assert ids(world.load(world.both).recent) == ["h1", "a1", "h2", "a2"]
+
+
+def test_a_turn_that_redis_missed_is_not_missed_for_long(world: World) -> None:
+    """Redis that was away for one turn and back at the end of the next shows no gap afterwards."""
+    for number in range(4):
+        world.record(world.both, number)
+    world.record(world.without_redis, 4)
+    world.record(world.both, 5)  # its turn began without Redis, so nothing was read again
+
+    assert ids(world.load(world.both).recent) == ["h4", "a4", "h5", "a5"]
+
+
+def test_a_postgres_that_takes_no_writes_is_worked_around(world: World, database: str) -> None:
+    """A replica or a full disk: the exchange waits in Redis until there is a place for it."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        change = sql.SQL("ALTER DATABASE {} {} default_transaction_read_only")
+        connection.execute(change.format(name, sql.SQL("SET")) + sql.SQL(" = on"))
+        assert world.record(world.both, 1) == ["postgres"]
+        connection.execute("SET default_transaction_read_only = off")
+        connection.execute(change.format(name, sql.SQL("RESET")))
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+    assert ids(world.load(world.both).recent) == ["h1", "a1"]
+    assert world.recorded() == ["h1", "a1"]
 
 
 @pytest.mark.parametrize("loss", ["all", "messages", "ids", "tail"])

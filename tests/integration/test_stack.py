@@ -192,6 +192,29 @@ def test_an_unfit_id_is_refused_before_anything_is_written(name: str, value: str
         Entry(**ids, message=HumanMessage("x"), occurred_at=MAY)
 
 
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_a_time_that_cannot_be_read_back_is_refused(at: str) -> None:
+    """The ends of Python's calendar exist in some time zones only."""
+    with pytest.raises(InvalidInputError, match="out of range; use the years 2 to 9998"):
+        Entry("u", "s", "m", HumanMessage("x"), datetime.fromisoformat(at))
+
+
+def test_three_hundred_turns_at_once_wait_for_connections(memory: MemoryStack) -> None:
+    """More tasks than connections: each waits its turn, and none takes a busy server for one that is down."""
+
+    async def turn(number: int) -> list[str]:
+        conversation = memory.conversation(f"u{number}", "s")
+        messages = [HumanMessage("x", id="1"), AIMessage("y", id="2")]
+        degraded = (await memory.aperform(conversation.load_steps("x"))).degraded
+        return degraded + await memory.aperform(conversation.record_steps(messages, MAY))
+
+    async def all_at_once() -> list[list[str]]:
+        async with memory:
+            return await asyncio.gather(*(turn(number) for number in range(300)))
+
+    assert asyncio.run(all_at_once()) == [[]] * 300
+
+
 def test_a_time_without_a_zone_is_refused() -> None:
     """A moment is a moment everywhere."""
     with pytest.raises(InvalidInputError, match="has no time zone"):

@@ -542,6 +542,14 @@ def test_concurrent_writers_of_one_item_leave_it_whole(database: str) -> None:
             assert mixed.fetchall() == []
 
 
+def test_an_at_sign_in_a_password_is_refused_without_showing_it() -> None:
+    """Libpq would take the rest of the password for the host, and every message would show it."""
+    with pytest.raises(ConfigurationError, match="write it as %40") as refused:
+        PgVectorStore.from_conn_string("postgresql://bob:my@s3cr3t@localhost/x")
+
+    assert "s3cr3t" not in str(refused.value)
+
+
 def test_a_connection_string_that_is_none_is_refused_without_its_password() -> None:
     """Libpq would quote the string with its password."""
     with pytest.raises(ConfigurationError, match="write it as") as refused:

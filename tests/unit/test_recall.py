@@ -34,7 +34,8 @@ def test_no_memory_gets_out_of_its_place(texts: list[str]) -> None:
     assert block.endswith(BLOCK_ENDS)
     assert (block.count(BLOCK_BEGINS), block.count(BLOCK_ENDS)) == (1, 1)
     found = re.findall(r"<memory [^>]*>(.*?)</memory>", block, re.DOTALL)
-    assert [html.unescape(text) for text in found] == texts
+    assert [html.unescape(text) for text in found] == [" ".join(text.split()) for text in texts]
+    assert block.count("\n") == len(texts) + 2
 
 
 def test_no_memories_no_block() -> None:
@@ -67,16 +68,20 @@ def test_a_message_of_this_turn_is_not_shown_twice() -> None:
 
 
 def test_the_offline_model_says_what_it_is_and_quotes_memory() -> None:
-    """Every answer begins with the label; memories are quoted with their day, its own answers never."""
-    block = memory_block([memory(f"{LABEL} I said", "assistant"), memory('tea & "cake" <3')])
+    """Every answer begins with the label; it quotes what was said, never questions or its own answers."""
+    others = [memory(f"{LABEL} the tea is hot", "assistant"), memory("is the tea hot?")]
+    block = SystemMessage(memory_block([*others, memory('tea & "cake" <3'), memory("a boat")]))
     model = OfflineChatModel()
 
-    with_memory = model.invoke([SystemMessage(block), HumanMessage("what?")])
-    without = model.invoke([HumanMessage("hello")])
+    with_memory = model.invoke([block, HumanMessage("is there tea?")])
+    in_thread = model.invoke([HumanMessage("my boat is blue"), HumanMessage("which boat?")])
+    without = model.invoke([HumanMessage("is there tea?")])
     streamed = "".join(chunk.text for chunk in model.stream([HumanMessage("hello")]))
 
     assert with_memory.text == f'{LABEL} From memory: on 2023-05-08 you said "tea & "cake" <3".'
-    assert without.text == streamed == f"{LABEL} I have nothing in memory about this yet. It is noted."
+    assert in_thread.text == f'{LABEL} From memory: earlier in this conversation you said "my boat is blue".'
+    assert without.text == f"{LABEL} I have nothing in memory about this."
+    assert streamed == f"{LABEL} It is noted."
 
 
 @given(st.text(st.characters(codec=None), max_size=40))
