@@ -41,7 +41,7 @@ def lines(number: int, **changes: Any) -> str:
         "user_id": "conv",
         "session_id": "conv/session_1",
         "role": "user" if number % 2 else "assistant",
-        "name": "Caroline" if number % 2 else "Melanie",
+        "name": "Ana" if number % 2 else "Ben",
         "content": f"Some small talk, part {number}.",
         "at": "2023-05-08T13:56:00",
     }
@@ -52,7 +52,7 @@ def lines(number: int, **changes: Any) -> str:
 def conversation(tmp_path: Path) -> Path:
     """A transcript like a real one: 120 messages of which one tells where somebody went."""
     file = tmp_path / "conversation.jsonl"
-    told = lines(3, content="I went to a LGBTQ support group yesterday and it was so powerful.")
+    told = lines(3, content="Last night was my first evening at the choir for beginners, I loved it.")
     file.write_text("\n".join([told if n == 3 else lines(n) for n in range(1, 121)]) + "\n\n")
     return file
 
@@ -99,10 +99,10 @@ def test_import_then_ask(conversation: Path, capsys: pytest.CaptureFixture[str])
     assert run(["import", str(conversation)]) == 0
     assert "0 messages added, 120 already there, 0 bad lines" in capsys.readouterr().out
 
-    assert run(["ask", "--user", "conv", "When did Caroline go to the LGBTQ support group?"]) == 0
+    assert run(["ask", "--user", "conv", "When was Ana at the choir for beginners?"]) == 0
 
     shown = capsys.readouterr().out
-    assert re.search(r"2023-05-08 +1\.00 +user +Caroline: I went to a LGBTQ support group yesterday", shown)
+    assert re.search(r"2023-05-08 +1\.00 +user +Ana: Last night was my first evening at the choir", shown)
     assert shown.startswith(LABEL)
 
 
@@ -112,11 +112,11 @@ def test_ask_as_json_leaves_no_trace(conversation: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out) == {"added": 120, "already_there": 0, "bad_lines": 0}
 
     for _ in range(2):
-        assert run(["ask", "--user", "conv", "--json", "Who went to a support group?"]) == 0
+        assert run(["ask", "--user", "conv", "--json", "Who was at the choir?"]) == 0
         answer = json.loads(capsys.readouterr().out)
 
     best = answer["recalled"][0]
-    assert best["text"] == "Caroline: I went to a LGBTQ support group yesterday and it was so powerful."
+    assert best["text"] == "Ana: Last night was my first evening at the choir for beginners, I loved it."
     assert (best["at"], best["message_ids"]) == ("2023-05-08T13:56:00+00:00", ["D1:3"])
     assert answer["degraded"] == []
     assert "Who went" not in str(answer["recalled"])

@@ -36,14 +36,14 @@ def entry(
 
 def test_what_is_imported_is_recalled_with_its_date(memory: MemoryStack, mode: Mode) -> None:
     """A past message is found at once, by whoever said it, on the day on which it was said."""
-    said = HumanMessage("I went to a support group yesterday", id="m1", name="Caroline")
+    said = HumanMessage("Last night was my first evening at the choir", id="m1", name="Ana")
     added = mode(memory, "import_transcript", [Entry("u", "s", "m1", said, MAY), entry(2, "Nice weather")])
 
-    found = mode(memory, "recall", "u", "when was the support group?")
+    found = mode(memory, "recall", "u", "when was the choir?")
 
     assert added == 2
     assert (found[0].text, found[0].at, found[0].message_ids, found[0].session_id, found[0].role) == (
-        "Caroline: I went to a support group yesterday",
+        "Ana: Last night was my first evening at the choir",
         MAY,
         ("m1",),
         "s",
