@@ -216,13 +216,7 @@ def test_read_only_answers_and_leaves_no_trace(memory: MemoryStack, mode: Mode) 
 
 def test_the_nodes_in_a_graph_with_a_checkpointer(memory: MemoryStack, mode: Mode) -> None:
     """A state that begins with all earlier turns adds only the new one to memory, beyond the window too."""
-    builder = StateGraph(MemoryState)
-    builder.add_node("remember", load_context_node(memory))
-    builder.add_node("answer", call_model_node("offline"))
-    builder.add_node("keep", write_back_node(memory))
-    for edge in ((START, "remember"), ("remember", "answer"), ("answer", "keep"), ("keep", END)):
-        builder.add_edge(*edge)
-    graph = builder.compile(checkpointer=InMemorySaver())
+    graph = someone_elses_graph(memory).compile(checkpointer=InMemorySaver())
     turns = memory.settings.window // 2 + 3
 
     for number in range(turns):
@@ -286,15 +280,19 @@ def test_a_server_that_is_down_is_named_and_the_turn_answers(
     mode(nothing, "close")
 
 
-def test_the_nodes_fit_into_someone_elses_graph(memory: MemoryStack, mode: Mode) -> None:
-    """Each step is a node of its own for a graph with other steps between them."""
+def someone_elses_graph(memory: MemoryStack) -> StateGraph[Any, Any, Any, Any]:
     builder = StateGraph(MemoryState)
     builder.add_node("remember", load_context_node(memory))
     builder.add_node("answer", call_model_node("offline"))
     builder.add_node("keep", write_back_node(memory))
     for edge in ((START, "remember"), ("remember", "answer"), ("answer", "keep"), ("keep", END)):
         builder.add_edge(*edge)
-    graph = builder.compile()
+    return builder
+
+
+def test_the_nodes_fit_into_someone_elses_graph(memory: MemoryStack, mode: Mode) -> None:
+    """Each step is a node of its own for a graph with other steps between them."""
+    graph = someone_elses_graph(memory).compile()
 
     mode(graph, "invoke", say("a graph of my own"), config())
 
