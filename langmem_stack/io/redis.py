@@ -12,6 +12,9 @@ from urllib.parse import urlsplit
 import redis
 import redis.asyncio
 from redis import exceptions as redis_errors
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from langmem_stack.errors import (
     ClosedError,
@@ -23,6 +26,7 @@ from langmem_stack.errors import (
 from langmem_stack.io.loops import PerLoop
 from langmem_stack.io.steps import Commands, Script
 
+# What fails is tried once more at once, on a new connection: the server restarted, or dropped an idle one.
 # Seconds. A pool that is used up makes callers wait for a connection, as PostgreSQL's does.
 _POOL: dict[str, Any] = {
     "max_connections": 32,
@@ -110,15 +114,14 @@ class Redis:
             if self._closed:
                 raise ClosedError(self._closed_message)
             if self._client is None:
-                self._client = redis.Redis.from_pool(
-                    redis.BlockingConnectionPool.from_url(self._url, **_POOL)
-                )
+                pool = redis.BlockingConnectionPool.from_url(self._url, retry=Retry(NoBackoff(), 1), **_POOL)
+                self._client = redis.Redis.from_pool(pool)
             return self._client
 
     async def _hold(self) -> AsyncGenerator[redis.asyncio.Redis]:
-        client = redis.asyncio.Redis.from_pool(
-            redis.asyncio.BlockingConnectionPool.from_url(self._url, **_POOL)
-        )
+        retry = AsyncRetry(NoBackoff(), 1)
+        pool = redis.asyncio.BlockingConnectionPool.from_url(self._url, retry=retry, **_POOL)
+        client = redis.asyncio.Redis.from_pool(pool)
         try:
             yield client
         finally:

@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import redis
 
 from langmem_stack.errors import InvalidInputError, StorageError
 from langmem_stack.io.drivers import Connections
@@ -107,6 +108,22 @@ def test_connections_that_died_are_replaced(connections: Connections, mode: Mode
             )
 
         assert perform(mode, query("SELECT 2 AS n"), connections) == [{"n": 2}]
+
+
+def test_redis_connections_that_died_are_replaced(
+    connections: Connections, mode: Mode, servers: Servers
+) -> None:
+    """After Redis has ended all connections every kind of request succeeds, as after its restart."""
+    for steps in (lambda: commands(("PING",)), lambda: commands(("PING",), ("PING",)), script):
+        expected = perform(mode, steps(), connections)
+        with redis.Redis.from_url(servers.redis_url) as other:
+            other.client_kill_filter(_type="normal", skipme=True)
+
+        assert perform(mode, steps(), connections) == expected
+
+
+def script() -> Steps[Any]:
+    return lua("return 1", keys=(), args=())
 
 
 def test_close_from_plain_code_while_a_loop_runs(database: str, servers: Servers) -> None:
