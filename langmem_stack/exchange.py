@@ -130,16 +130,17 @@ class Conversation:
         return newest(self._working.keys, lines), waiting
 
     def _read_record(self, question: str) -> Steps[tuple[list[str], list[Memory], bool]]:
-        """Return the newest ids in the record, what is recalled, and whether the question was embedded."""
+        """Return the newest ids in the record, what is recalled, and whether the model could be asked."""
         index, model = yield from self._store.model_steps()
-        vector = yield from embed_query(question, model)
+        # A message without words, such as a picture, asks memory nothing.
+        vector = (yield from embed_query(question, model)) if question else None
         # Some of what is found may be in the window; what is left should still fill the limit.
         op = recall_op(self.user_id, question, self._settings.recall_limit + self._settings.window)
         ids, found = yield from transaction(
             newest_ids_statement(self.user_id, self.session_id, self._limit),
             search_statement(op, index, model, vector),
         )
-        return newest_ids(ids), memories(map(search_item, found)), vector is not None
+        return newest_ids(ids), memories(map(search_item, found)), vector is not None or not question
 
     def _read_transcript(self) -> Steps[list[Entry]]:
         return (yield from read_steps(self.user_id, self.session_id, self._limit))

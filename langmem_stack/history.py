@@ -58,8 +58,11 @@ class RedisChatMessageHistory(Closing, BaseChatMessageHistory):
             InvalidInputError: An id is not a non-empty string, or ttl or window is not positive.
             ConfigurationError: Neither or both of ``redis_url`` and ``redis`` are given.
         """
-        for name, value in (("session_id", session_id), ("user_id", user_id)):
-            if (value is not None or name == "session_id") and (not isinstance(value, str) or not value):
+        ids = (
+            {"session_id": session_id} if user_id is None else {"session_id": session_id, "user_id": user_id}
+        )
+        for name, value in ids.items():
+            if not isinstance(value, str) or not value:
                 raise InvalidInputError(f"{name} must be a non-empty string, not {value!r}")
         for name, number in (("ttl", ttl), ("window", window)):
             if number is not None and number <= 0:

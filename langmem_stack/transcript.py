@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from langchain_core.messages import BaseMessage, HumanMessage
@@ -41,17 +41,21 @@ class Entry:
         """Refuse what could not be recorded.
 
         Raises:
-            InvalidInputError: An id is unfit, or the time has no zone.
+            InvalidInputError: An id is unfit, or the time has no zone or is out of range.
         """
         for name in ("user_id", "session_id", "message_id"):
             checked_id(name, getattr(self, name))
         at = self.occurred_at
         if at.tzinfo is None:
             raise InvalidInputError(f"occurred_at {at.isoformat()!r} has no time zone; add one")
-        if not 1 < at.year < 9999:
-            # in another time zone it could be a year that Python has not
+        try:
+            readable = 1 < at.astimezone(UTC).year < 9999
+        except OverflowError:
+            readable = False
+        if not readable:
+            # PostgreSQL may show it in a time zone in which it is a year that Python has not.
             raise InvalidInputError(
-                f"occurred_at {at.isoformat()!r} is out of range; use the years 2 to 9998"
+                f"occurred_at {at.isoformat()!r} is out of range; use the years 2 to 9998 in UTC"
             )
 
 

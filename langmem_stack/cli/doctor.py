@@ -96,10 +96,10 @@ def _redis(memory: MemoryStack) -> Iterator[Finding]:
 
 def _postgres(memory: MemoryStack) -> Iterator[Finding]:
     status = memory.perform(schema_status_steps())
+    check_versions(status)
     yield Finding("PostgreSQL", "ok", status.postgres)
     created = "" if status.pgvector else ", created by setup"
     yield Finding("pgvector", "ok", f"{status.pgvector or status.pgvector_available}{created}")
-    check_versions(status)
     if status.pending:
         yield Finding(
             "migrations", "failed", f"pending: {', '.join(status.pending)}", "run langmem-stack setup"

@@ -6,8 +6,8 @@ import asyncio
 import contextvars
 import math
 import threading
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -95,7 +95,7 @@ def _perform(request: Request, on: Connections) -> Any:
             return _redis(on).execute(request)
         case Embed(texts, role):
             model = _embeddings(on)
-            with _embedding_errors:
+            with _embedding_errors():
                 if role == "query":
                     return [_checked(model.embed_query(text)) for text in texts]
                 return _counted(model.embed_documents(list(texts)), texts)
@@ -111,7 +111,7 @@ async def _aperform(request: Request, on: Connections) -> Any:
             return await _redis(on).aexecute(request)
         case Embed(texts, role):
             model = _embeddings(on)
-            with _embedding_errors:
+            with _embedding_errors():
                 if role == "query":
                     return [_checked(await model.aembed_query(text)) for text in texts]
                 return _counted(await model.aembed_documents(list(texts)), texts)
@@ -160,18 +160,15 @@ def _embeddings(on: Connections) -> Embeddings:
     return on.embeddings
 
 
-class _EmbeddingErrors:
+@contextmanager
+def _embedding_errors() -> Iterator[None]:
     """Whatever a provider's client raises becomes an `EmbeddingError` with that as its cause."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, LangmemStackError):
-            raise EmbeddingError(f"the embedding model failed: {type(error).__name__}: {error}") from error
-
-
-_embedding_errors = _EmbeddingErrors()
+    try:
+        yield
+    except LangmemStackError:
+        raise
+    except Exception as error:
+        raise EmbeddingError(f"the embedding model failed: {type(error).__name__}: {error}") from error
 
 
 def _counted(vectors: list[list[float]], texts: Sequence[str]) -> list[list[float]]:

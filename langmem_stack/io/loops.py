@@ -46,11 +46,11 @@ class PerLoop(Generic[R]):
         loop = asyncio.get_running_loop()
         if (held := self._held.get(loop)) is not None:
             return held[1]
+        if self._closed:
+            raise ClosedError(self._message)
         generator = self._hold()
         resource = await anext(generator)
         with self._lock:
-            if self._closed:
-                raise ClosedError(self._message)
             for dead in [other for other in self._held if other.is_closed()]:
                 del self._held[dead]
             self._held[loop] = (generator, resource)

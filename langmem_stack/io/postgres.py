@@ -185,7 +185,7 @@ class Postgres:
         A server that was away is asked here first: that tells in a moment what the pool would wait for.
         """
         try:
-            psycopg.connect(self._conninfo, connect_timeout=2).close()
+            psycopg.connect(self._conninfo, **{**self._config["kwargs"], "connect_timeout": 2}).close()
         except psycopg.Error as error:
             reason = " ".join(str(error).split())
             # libpq gives no SQLSTATE here. The server answered, and will not answer otherwise later.

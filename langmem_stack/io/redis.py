@@ -26,7 +26,7 @@ from langmem_stack.errors import (
 from langmem_stack.io.loops import PerLoop
 from langmem_stack.io.steps import Commands, Script
 
-# What fails is tried once more at once, on a new connection: the server restarted, or dropped an idle one.
+_TRIES_AGAIN = 1  # at once, on a new connection: the server restarted, or dropped an idle one
 # Seconds. A pool that is used up makes callers wait for a connection, as PostgreSQL's does.
 _POOL: dict[str, Any] = {
     "max_connections": 32,
@@ -114,12 +114,13 @@ class Redis:
             if self._closed:
                 raise ClosedError(self._closed_message)
             if self._client is None:
-                pool = redis.BlockingConnectionPool.from_url(self._url, retry=Retry(NoBackoff(), 1), **_POOL)
+                retry = Retry(NoBackoff(), _TRIES_AGAIN)
+                pool = redis.BlockingConnectionPool.from_url(self._url, retry=retry, **_POOL)
                 self._client = redis.Redis.from_pool(pool)
             return self._client
 
     async def _hold(self) -> AsyncGenerator[redis.asyncio.Redis]:
-        retry = AsyncRetry(NoBackoff(), 1)
+        retry = AsyncRetry(NoBackoff(), _TRIES_AGAIN)
         pool = redis.asyncio.BlockingConnectionPool.from_url(self._url, retry=retry, **_POOL)
         client = redis.asyncio.Redis.from_pool(pool)
         try:

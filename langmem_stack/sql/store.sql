@@ -6,7 +6,7 @@ FROM json_to_recordset(%(wanted)s::json) AS wanted (namespace text[], key text)
 JOIN langmem_stack.item USING (namespace, key);
 
 -- lock_items --
--- First in every write: writers of the same items queue here, in one order, and never deadlock.
+-- First in every batch that writes: those of the same items queue here, in one order, and never deadlock.
 SELECT FROM langmem_stack.item
 JOIN json_to_recordset(%(items)s::json) AS wanted (namespace text[], key text) USING (namespace, key)
 ORDER BY namespace, key

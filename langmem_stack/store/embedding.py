@@ -177,7 +177,7 @@ def embed_texts(texts: Iterable[str], model: Model) -> Steps[dict[str, list[floa
 
 
 def _matching_model(rows: list[Row], index: Index) -> Model:
-    known = rows[-1]
+    known = rows[0]
     if known["name"] != index.model or (index.dims or known["dims"]) != known["dims"]:
         asked = f"{index.model!r} with {index.dims}" if index.dims else repr(index.model)
         raise ConfigurationError(

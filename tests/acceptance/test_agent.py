@@ -117,6 +117,18 @@ def test_users_and_threads_are_kept_apart(memory: MemoryStack, mode: Mode) -> No
     assert "nothing in memory" in result["messages"][-1].text
 
 
+def test_a_picture_without_words_asks_memory_nothing(memory: MemoryStack, mode: Mode) -> None:
+    """It is recorded, nothing is recalled for it, and no model counts as out of reach."""
+    agent = create_memory_agent("offline", memory=memory)
+    mode(agent, "invoke", say("my cat is Tom"), config())
+    picture = HumanMessage([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}])
+
+    context = mode(agent, "invoke", {"messages": [picture]}, config("other"))["context"]
+
+    assert (context["recalled"], context["degraded"]) == ([], [])
+    assert mode(memory, "transcript", "priya", "other")[0].message.content == picture.content
+
+
 @tool
 def weather(city: str) -> str:
     """Tell the weather in a city."""

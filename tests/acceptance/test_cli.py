@@ -15,8 +15,10 @@ from langchain_core.messages import HumanMessage
 from langmem_stack import MemoryStack, create_memory_agent
 from langmem_stack.cli.answers import stream_answer, thread
 from langmem_stack.cli.app import run
+from langmem_stack.io.steps import Steps, query
 from langmem_stack.offline import LexicalEmbeddings
 from langmem_stack.offline.chat import LABEL
+from langmem_stack.sql.migrate import SchemaStatus
 from langmem_stack.transcript import Entry
 from tests.conftest import Servers
 
@@ -225,6 +227,24 @@ def test_doctor_names_pending_migrations_and_setup_applies_them(
     capsys.readouterr()
 
     assert doctor(capsys)[0] == 0
+
+
+def test_doctor_calls_nothing_well_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server without pgvector is a failure that names it, and no line says that it is there."""
+
+    def without_pgvector() -> Steps[SchemaStatus]:
+        yield from query("SELECT 1")
+        return SchemaStatus("18.4", 180004, None, None, (), ("0001_initial",))
+
+    monkeypatch.setattr("langmem_stack.cli.doctor.schema_status_steps", without_pgvector)
+
+    code, found = doctor(capsys)
+
+    assert (code, found["PostgreSQL"]["state"]) == (1, "failed")
+    assert "has no pgvector; install" in found["PostgreSQL"]["found"]
+    assert "pgvector" not in found
 
 
 def test_doctor_goes_on_where_a_server_is_down(

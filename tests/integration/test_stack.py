@@ -192,11 +192,33 @@ def test_an_unfit_id_is_refused_before_anything_is_written(name: str, value: str
         Entry(**ids, message=HumanMessage("x"), occurred_at=MAY)
 
 
-@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+@pytest.mark.parametrize(
+    "at",
+    [
+        "0001-01-01T00:00:00+14:00",
+        "0002-01-01T00:00:00+14:00",
+        "9998-12-31T23:59:59-14:00",
+        "9999-12-31T23:59:59-14:00",
+    ],
+)
 def test_a_time_that_cannot_be_read_back_is_refused(at: str) -> None:
     """The ends of Python's calendar exist in some time zones only."""
     with pytest.raises(InvalidInputError, match="out of range; use the years 2 to 9998"):
         Entry("u", "s", "m", HumanMessage("x"), datetime.fromisoformat(at))
+
+
+def test_the_first_and_the_last_moment_come_back(memory: MemoryStack, mode: Mode) -> None:
+    """What is accepted can be read again, whatever zone it was written in."""
+    moments = ["0002-01-01T14:00:00+14:00", "9998-12-31T09:59:59-14:00"]
+    entries = [
+        Entry("u", "s", str(n), HumanMessage("x", id=str(n)), datetime.fromisoformat(at))
+        for n, at in enumerate(moments)
+    ]
+
+    mode(memory, "import_transcript", entries)
+
+    assert mode(memory, "transcript", "u", "s") == entries
+    assert mode(memory, "sessions", "u")[0].active_at == entries[1].occurred_at
 
 
 def test_three_hundred_turns_at_once_wait_for_connections(memory: MemoryStack) -> None:

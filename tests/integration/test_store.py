@@ -542,6 +542,17 @@ def test_concurrent_writers_of_one_item_leave_it_whole(database: str) -> None:
             assert mixed.fetchall() == []
 
 
+def test_why_there_is_no_connection_is_asked_as_the_pool_asks(mode: Mode) -> None:
+    """What ``pool_config`` adds to the connection string, such as a password, counts there too."""
+    config = {"timeout": 0.2, "kwargs": {"host": "/nowhere/else"}}
+    store = PgVectorStore.from_conn_string("postgresql:///x", pool_config=config)
+
+    for _ in range(2):  # the second time the server is known to be away
+        with pytest.raises(StorageUnavailableError, match="/nowhere/else"):
+            mode(store, "get", ("a",), "k")
+    mode(store, "close")
+
+
 def test_an_at_sign_in_a_password_is_refused_without_showing_it() -> None:
     """Libpq would take the rest of the password for the host, and every message would show it."""
     with pytest.raises(ConfigurationError, match="write it as %40") as refused:
