@@ -46,6 +46,10 @@ _CONNECTION: Mapping[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,  # milliseconds
 }
+# The server restarted, dropped idle connections or ended a deadlock. A request is all or none and
+# changes nothing when it runs again. More than once, because the pool can hand out a connection that it
+# opened before the restart and held back while the others were tested.
+_RETRIES = 3
 _PASSING = ("starting up", "shutting down", "recovery", "too many", "connection slots")  # in its refusals
 _inherited: list[Any] = []  # pools from before a fork; collecting one would end the parent's connections
 
@@ -100,20 +104,20 @@ class Postgres:
             self._knock()
         with self._errors():
             try:
+                for _ in range(_RETRIES):
+                    try:
+                        with pool.connection() as connection:
+                            return _execute(connection, request)
+                    except psycopg.OperationalError as error:
+                        if not _may_run_again(error):
+                            raise
+                        pool.check()
                 with pool.connection() as connection:
                     return _execute(connection, request)
             except PoolTimeout as error:
                 self._away = True
                 self._knock()
                 raise self._busy() from error
-            except psycopg.OperationalError as error:
-                if not _may_run_again(error):
-                    raise
-                # The server restarted, dropped idle connections or ended a deadlock. A request is all
-                # or none and changes nothing when it runs again, now on connections that were tested.
-                pool.check()
-                with pool.connection() as connection:
-                    return _execute(connection, request)
 
     async def aexecute(self, request: Transaction) -> list[list[Row]]:
         """As `execute`, on the running loop's own connections."""
@@ -123,18 +127,20 @@ class Postgres:
         with self._errors():
             await pool.open()
             try:
+                for _ in range(_RETRIES):
+                    try:
+                        async with pool.connection() as connection:
+                            return await _aexecute(connection, request)
+                    except psycopg.OperationalError as error:
+                        if not _may_run_again(error):
+                            raise
+                        await pool.check()
                 async with pool.connection() as connection:
                     return await _aexecute(connection, request)
             except PoolTimeout as error:
                 self._away = True
                 await asyncio.to_thread(self._knock)
                 raise self._busy() from error
-            except psycopg.OperationalError as error:
-                if not _may_run_again(error):
-                    raise
-                await pool.check()
-                async with pool.connection() as connection:
-                    return await _aexecute(connection, request)
 
     def close(self) -> None:
         """Close all connections, for good."""

@@ -47,9 +47,9 @@ class Screen:
     def wait_for(self, pattern: str, times: int = 1) -> None:
         """Wait until the pattern is on the screen so many times."""
         with self._grown:
-            assert self._grown.wait_for(lambda: len(re.findall(pattern, self.text)) >= times, timeout=60), (
-                self.text
-            )
+            assert self._grown.wait_for(
+                lambda: len(re.findall(pattern, self.text, re.MULTILINE)) >= times, timeout=60
+            ), self.text
 
     def kill(self) -> str:
         """Kill the command and all its children with -9; return what was on the screen."""
@@ -86,7 +86,8 @@ def test_a_killed_chat_shows_every_answered_exchange_again(tmp_path: Path) -> No
         said = [f"note {number}-{line} of mine" for line in range(random.randint(1, 4))]
         for line in said:
             screen.say(line)
-        threading.Event().wait(random.random() * 0.3)
+        screen.wait_for(ANSWER.pattern, random.randint(1 if number == 0 else 0, len(said)))
+        threading.Event().wait(random.random() * 0.1)
         answered += said[: len(ANSWER.findall(screen.kill()))]
 
     final = Screen(words)
