@@ -25,7 +25,7 @@ from langmem_stack.scope import thread_keys
 from langmem_stack.settings import Settings
 from langmem_stack.store import PgVectorStore
 from langmem_stack.store.embedding import embed_query
-from langmem_stack.store.operations import search_item, search_statement
+from langmem_stack.store.search import search_items, search_statement
 from langmem_stack.transcript import Entry, newest_ids, newest_ids_statement, read_steps
 from langmem_stack.working import WorkingSession, append_steps, newest, newest_command
 
@@ -140,7 +140,7 @@ class Conversation:
             newest_ids_statement(self.user_id, self.session_id, self._limit),
             search_statement(op, index, model, vector),
         )
-        return newest_ids(ids), memories(map(search_item, found)), vector is not None or not question
+        return newest_ids(ids), memories(search_items(found)), vector is not None or not question
 
     def _read_transcript(self) -> Steps[list[Entry]]:
         return (yield from read_steps(self.user_id, self.session_id, self._limit))

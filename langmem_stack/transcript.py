@@ -20,7 +20,8 @@ from langmem_stack.messages import decode, encode, is_said, storable_text, text_
 from langmem_stack.scope import checked_id, turn_key, turns_namespace
 from langmem_stack.sql import load
 from langmem_stack.store import PgVectorStore
-from langmem_stack.store.embedding import embed_texts, put_texts_statement, text_rows
+from langmem_stack.store.embedding import Text, embed_texts, put_texts_statements
+from langmem_stack.store.operations import lock_namespaces_statement
 
 SQL = load("transcript")
 _TEXT = "text"  # the path in a turn's value by which it is found
@@ -84,16 +85,15 @@ def append_steps(store: PgVectorStore, entries: Sequence[Entry]) -> Steps[int]:
     index, model = yield from store.model_steps()
     turns = [_turn(entry) for entry in first.values() if is_said(entry.message)]
     vectors = yield from embed_texts((turn["value"][_TEXT] for turn in turns), model)
-    rows = [
-        row
-        for turn in turns
-        for row in text_rows(turn["namespace"], turn["key"], {_TEXT: turn["value"][_TEXT]}, vectors)
+    texts = [
+        Text(turn["namespace"], turn["key"], _TEXT, turn["value"][_TEXT], turn["value"]) for turn in turns
     ]
     _, appended, *_ = yield from transaction(
         Statement(SQL["lock_sessions"], messages),
         Statement(SQL["append_messages"], messages),
+        lock_namespaces_statement((turn["namespace"], True) for turn in turns),
         Statement(SQL["index_turns"], {"turns": json.dumps(turns)}),
-        put_texts_statement(rows, index, model),
+        *put_texts_statements(texts, vectors, index, model),
     )
     return len(appended)
 

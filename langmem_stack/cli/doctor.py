@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import typer
 from rich.table import Table
 
 from langmem_stack.cli.screen import console, open_memory, plain
 from langmem_stack.errors import LangmemStackError
-from langmem_stack.io.steps import commands, query
+from langmem_stack.io.steps import commands
 from langmem_stack.sql.migrate import check_versions, schema_status_steps
 from langmem_stack.stack import MemoryStack
+from langmem_stack.store.embedding import waiting_steps
 
 State = Literal["ok", "warning", "failed"]
 _COLOURS: dict[State, str] = {"ok": "green", "warning": "yellow", "failed": "bold red"}
@@ -113,10 +114,8 @@ def _embeddings(memory: MemoryStack) -> Iterator[Finding]:
     index, model = memory.perform(memory.store.model_steps())
     offline = "offline stand-in, lexical, not a model; " if index.model.startswith("offline") else ""
     yield Finding("embeddings", "ok", f"{offline}{index.model}, {model.dims} dimensions")
-    waiting: list[dict[str, Any]] = memory.perform(
-        query("SELECT count(*) AS texts FROM langmem_stack.item_text WHERE embedding IS NULL")
-    )
-    if texts := waiting[0]["texts"]:
+    _, texts = memory.perform(waiting_steps(model))
+    if texts:
         yield Finding(
             "embeddings waiting",
             "warning",

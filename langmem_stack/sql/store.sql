@@ -1,135 +1,192 @@
--- The store: items, the texts by which they are found, and search over both of a text's legs.
+-- The store: reading and writing items and their texts. Search has a file of its own.
 
 -- get_items --
-SELECT item.*
+SELECT wanted.namespace, item.*
 FROM json_to_recordset(%(wanted)s::json) AS wanted (namespace text[], key text)
-JOIN langmem_stack.item USING (namespace, key);
+JOIN langmem_stack.namespace ON labels = wanted.namespace
+JOIN langmem_stack.item ON item.namespace_id = namespace.id AND item.key = wanted.key
+WHERE item.expires_at IS NULL OR item.expires_at > now();
 
--- lock_items --
--- First in every batch that writes: those of the same items queue here, in one order, and never deadlock.
-SELECT FROM langmem_stack.item
-JOIN json_to_recordset(%(items)s::json) AS wanted (namespace text[], key text) USING (namespace, key)
-ORDER BY namespace, key
-FOR UPDATE OF item;
+-- refresh_items --
+-- The TTL of an item counts from its last access.
+UPDATE langmem_stack.item
+SET expires_at = now() + ttl * interval '1 minute'
+FROM json_to_recordset(%(read)s::json) AS read (namespace_id integer, key text)
+WHERE item.namespace_id = read.namespace_id AND item.key = read.key AND ttl IS NOT NULL AND expires_at > now();
+
+-- lock_namespaces --
+-- First in every batch that writes: writers of a namespace queue here, in one order, and never deadlock.
+-- Namespaces that something is put into are made.
+INSERT INTO langmem_stack.namespace (labels)
+SELECT DISTINCT labels
+FROM json_to_recordset(%(namespaces)s::json) AS wanted (labels text[], put boolean)
+WHERE put OR EXISTS (SELECT FROM langmem_stack.namespace AS known WHERE known.labels = wanted.labels)
+ORDER BY labels
+ON CONFLICT (labels) DO UPDATE SET expires = namespace.expires;
 
 -- delete_items --
-DELETE FROM langmem_stack.item AS item
-USING json_to_recordset(%(deleted)s::json) AS deleted (namespace text[], key text)
-WHERE item.namespace = deleted.namespace AND item.key = deleted.key;
+DELETE FROM langmem_stack.item
+USING json_to_recordset(%(deleted)s::json) AS deleted (namespace text[], key text), langmem_stack.namespace
+WHERE labels = deleted.namespace AND item.namespace_id = namespace.id AND item.key = deleted.key;
 
 -- put_items --
-INSERT INTO langmem_stack.item (namespace, key, value)
-SELECT namespace, key, value
-FROM json_to_recordset(%(items)s::json) AS new (namespace text[], key text, value jsonb)
-ORDER BY namespace, key
-ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value, updated_at = now();
+-- An item that has expired is gone, swept or not: putting it again makes a new one.
+INSERT INTO langmem_stack.item (namespace_id, key, value, ttl, expires_at)
+SELECT namespace.id, key, value, ttl, now() + ttl * interval '1 minute'
+FROM json_to_recordset(%(items)s::json) AS new (namespace text[], key text, value jsonb, ttl double precision)
+JOIN langmem_stack.namespace ON labels = new.namespace
+ON CONFLICT (namespace_id, key) DO UPDATE SET
+    value = excluded.value, ttl = excluded.ttl, expires_at = excluded.expires_at, updated_at = now(),
+    created_at = CASE WHEN item.expires_at <= now() THEN now() ELSE item.created_at END;
 
--- delete_texts --
--- Of items that are put again: old texts must not be found any more. Behind put_items, whose lock keeps
--- another writer's texts from slipping in between.
+-- mark_expiring --
+UPDATE langmem_stack.namespace SET expires = true
+FROM json_to_recordset(%(items)s::json) AS new (namespace text[], ttl double precision)
+WHERE labels = new.namespace AND ttl IS NOT NULL AND NOT expires;
+
+-- drop_texts --
+-- Of items that are put again: a text that is not in the new value must not be found any more.
 DELETE FROM langmem_stack.item_text AS old
-USING json_to_recordset(%(items)s::json) AS new (namespace text[], key text)
-WHERE old.namespace = new.namespace AND old.key = new.key;
+USING json_to_recordset(%(items)s::json) AS new (namespace text[], key text), langmem_stack.namespace
+WHERE labels = new.namespace AND old.namespace_id = namespace.id AND old.key = new.key
+  AND NOT EXISTS (
+      SELECT FROM json_to_recordset(%(texts)s::json) AS kept (namespace text[], key text, path text, text text)
+      WHERE kept.namespace = new.namespace AND kept.key = new.key AND kept.path = old.path AND kept.text = old.text
+  );
+
+-- known_texts --
+-- Which texts of these items have their vectors already.
+SELECT wanted.namespace, wanted.key, path, md5(text) AS digest
+FROM json_to_recordset(%(items)s::json) AS wanted (namespace text[], key text)
+JOIN langmem_stack.namespace ON labels = wanted.namespace
+JOIN langmem_stack.item_text ON item_text.namespace_id = namespace.id AND item_text.key = wanted.key
+JOIN langmem_stack.embedding ON embedding.namespace_id = item_text.namespace_id AND text_id = item_text.id
+WHERE model = %(model)s;
 
 -- put_texts --
--- Without a vector the text waits for one; see texts_without_embedding.
-INSERT INTO langmem_stack.item_text (namespace, key, path, text, words, length, model, embedding)
-SELECT namespace, key, path, text, words,
+-- The words of a text are its own and those of its date: "what happened in May?" is asked in words too.
+INSERT INTO langmem_stack.item_text (namespace_id, id, key, path, text, words, length, place, speaker)
+SELECT namespace_id, id, key, path, text, words,
        (SELECT coalesce(sum(coalesce(cardinality(positions), 1)), 0) FROM unnest(words)),
-       CASE WHEN embedding IS NOT NULL THEN %(model)s::smallint END,
-       embedding::halfvec
-FROM json_to_recordset(%(texts)s::json) AS new (
-    namespace text[], key text, path text, text text, embedding text
-)
-JOIN langmem_stack.item USING (namespace, key),
-    to_tsvector(%(language)s::regconfig, left(text, 200000)) AS words  -- a tsvector holds 1 MB at most
-ON CONFLICT (namespace, key, path) DO NOTHING;
+       langmem_stack.place(value, id), speaker
+FROM (
+    SELECT item.namespace_id, item.key, item.value, path, text, speaker,
+           nextval('langmem_stack.text_id') AS id,
+           to_tsvector(%(language)s::regconfig, left(text, 200000))  -- a tsvector holds 1 MB at most
+           || to_tsvector(%(language)s::regconfig, coalesce(to_char(said_on, 'FMDay FMDD FMMonth YYYY'), ''))
+           AS words
+    FROM json_to_recordset(%(texts)s::json) AS new (
+        namespace text[], key text, path text, text text, speaker text, said_on date
+    )
+    JOIN langmem_stack.namespace ON labels = new.namespace
+    JOIN langmem_stack.item ON item.namespace_id = namespace.id AND item.key = new.key
+) AS new
+ON CONFLICT (namespace_id, key, path) DO UPDATE SET
+    words = excluded.words, length = excluded.length, speaker = excluded.speaker,
+    place = CASE WHEN excluded.place > 0 THEN excluded.place ELSE -16 * item_text.id END
+WHERE item_text.text = excluded.text
+  AND (item_text.words <> excluded.words OR item_text.speaker IS DISTINCT FROM excluded.speaker
+       OR greatest(item_text.place, 0) <> greatest(excluded.place, 0));
 
--- list_items --
--- Search without a query: the latest change first.
-SELECT item.*, NULL::float8 AS score
-FROM langmem_stack.item
-WHERE {scope} AND {filter}
-ORDER BY updated_at DESC, namespace, key
-LIMIT %(limit)s OFFSET %(offset)s;
-
--- search_items --
--- Search with a query. Namespace and filter come first; what is left is ranked by both legs: BM25
--- (Robertson and Zaragoza 2009, with k1 = 1.2, b = 0.75 and the document frequencies of what is
--- searched) and cosine similarity. Each leg is scaled to 0..1 over the candidates and weighs half;
--- an item counts by its best text. Items without any text come last, without a score. One pass over the
--- candidates: joins on their keys would be planned for a few rows and be quadratic in many.
-WITH candidate AS MATERIALIZED (
-    SELECT item.namespace, item.key, item.updated_at, words, length,
-           -- a vector that is all zeros in half precision is NaN away from everything
-           CASE WHEN model = %(model)s
-                THEN greatest(1 - nullif(embedding <=> %(vector)s::halfvec, 'NaN'), 0) END AS similarity
-    FROM langmem_stack.item LEFT JOIN langmem_stack.item_text USING (namespace, key)
-    WHERE {scope} AND {filter}
-), corpus AS MATERIALIZED (
-    SELECT count(words)::float8 AS texts, greatest(avg(length), 1)::float8 AS length FROM candidate
-), weight AS MATERIALIZED (
-    SELECT lexeme, ln(1 + (corpus.texts - count(*) + 0.5) / (count(*) + 0.5)) AS idf
-    FROM candidate, unnest(words) AS found, corpus
-    WHERE found.lexeme IN (SELECT lexeme FROM unnest(to_tsvector(%(language)s::regconfig, left(%(query)s, 200000))))
-    GROUP BY lexeme, corpus.texts
-), leg AS MATERIALIZED (
-    SELECT namespace, key, updated_at, words IS NOT NULL AS searchable, similarity, (
-        SELECT sum(idf * times * 2.2 / (times + 1.2 * (0.25 + 0.75 * candidate.length / corpus.length)))
-        FROM unnest(words) AS found JOIN weight USING (lexeme),
-             LATERAL (SELECT coalesce(cardinality(found.positions), 1) AS times) AS counted
-    ) AS bm25
-    FROM candidate, corpus
-), scaled AS (
-    SELECT namespace, key, updated_at, searchable,
-           coalesce(similarity / nullif(max(similarity) OVER (), 0), 0) AS dense,
-           coalesce(bm25 / nullif(max(bm25) OVER (), 0), 0) AS lexical
-    FROM leg
-), ranked AS MATERIALIZED (
-    SELECT namespace, key, max((dense + lexical) / 2) FILTER (WHERE searchable) AS score
-    FROM scaled
-    GROUP BY namespace, key, updated_at
-    ORDER BY score DESC NULLS LAST, updated_at DESC, namespace, key
-    LIMIT %(limit)s OFFSET %(offset)s
-)
-SELECT item.*, ranked.score
-FROM ranked JOIN langmem_stack.item USING (namespace, key)
-ORDER BY score DESC NULLS LAST, updated_at DESC, namespace, key;
+-- put_embeddings --
+-- Only where the text is still the one that was embedded, and the model still the current one: a text
+-- that is left without a vector is waiting for one, see texts_without_embedding.
+INSERT INTO langmem_stack.embedding (namespace_id, text_id, model, {column})
+SELECT item_text.namespace_id, item_text.id, %(model)s, new.embedding::{type}
+FROM json_to_recordset(%(texts)s::json) AS new (namespace text[], key text, path text, text text, embedding text)
+JOIN langmem_stack.namespace ON labels = new.namespace
+JOIN langmem_stack.item_text ON item_text.namespace_id = namespace.id AND item_text.key = new.key
+     AND item_text.path = new.path AND item_text.text = new.text
+WHERE new.embedding IS NOT NULL
+  AND EXISTS (SELECT FROM langmem_stack.embedding_model AS m WHERE m.id = %(model)s AND (m.current OR NOT %(current)s))
+ON CONFLICT (namespace_id, text_id, model) DO NOTHING
+RETURNING 1;
 
 -- list_namespaces --
-SELECT DISTINCT namespace[1:%(max_depth)s] AS namespace
-FROM langmem_stack.item
+SELECT DISTINCT labels[1:%(max_depth)s] AS namespace
+FROM langmem_stack.namespace
 WHERE {filter}
+  AND EXISTS (SELECT FROM langmem_stack.item
+              WHERE namespace_id = namespace.id AND (expires_at IS NULL OR expires_at > now()))
 ORDER BY 1
 LIMIT %(limit)s OFFSET %(offset)s;
 
 -- texts_without_embedding --
--- The next page of those that wait, behind the last one of the page before.
-SELECT namespace, key, path, text
-FROM langmem_stack.item_text
-WHERE embedding IS NULL AND {scope}
-  AND (namespace, key, path) > (%(after_namespace)s::text[], %(after_key)s, %(after_path)s)
-ORDER BY namespace, key, path
+-- The next page of those that wait for a vector of a model, behind the last one of the page before.
+SELECT labels AS namespace, namespace_id, key, path, text, item_text.id
+FROM langmem_stack.item_text JOIN langmem_stack.namespace ON namespace.id = namespace_id
+WHERE {scope} AND (namespace_id, item_text.id) > (%(after_namespace)s, %(after_id)s)
+  AND NOT EXISTS (SELECT FROM langmem_stack.embedding
+                  WHERE embedding.namespace_id = item_text.namespace_id AND text_id = item_text.id
+                    AND model = %(model)s)
+ORDER BY namespace_id, item_text.id
 LIMIT %(limit)s;
 
--- add_embeddings --
--- Behind lock_items. Only where the text is still the one that was embedded, and nobody was faster.
-UPDATE langmem_stack.item_text AS old
-SET model = %(model)s, embedding = new.embedding::halfvec
-FROM json_to_recordset(%(texts)s::json) AS new (namespace text[], key text, path text, text text, embedding text)
-WHERE old.namespace = new.namespace AND old.key = new.key AND old.path = new.path AND old.text = new.text
-  AND old.embedding IS NULL
+-- count_texts --
+SELECT count(*) AS texts, count(*) FILTER (WHERE NOT EXISTS (
+           SELECT FROM langmem_stack.embedding
+           WHERE embedding.namespace_id = item_text.namespace_id AND text_id = item_text.id AND model = %(model)s
+       )) AS waiting
+FROM langmem_stack.item_text JOIN langmem_stack.namespace ON namespace.id = namespace_id
+WHERE {scope};
+
+-- sweep_items --
+-- Expired items of one namespace, which is locked before them as in every batch that writes.
+WITH locked AS MATERIALIZED (
+    SELECT id FROM langmem_stack.namespace
+    WHERE id = (SELECT namespace_id FROM langmem_stack.item WHERE expires_at <= now() ORDER BY expires_at LIMIT 1)
+    FOR NO KEY UPDATE
+), expired AS MATERIALIZED (
+    SELECT namespace_id, key FROM locked JOIN langmem_stack.item ON namespace_id = id
+    WHERE expires_at <= now()
+    LIMIT %(limit)s
+)
+DELETE FROM langmem_stack.item USING expired
+WHERE item.namespace_id = expired.namespace_id AND item.key = expired.key AND item.expires_at <= now()
 RETURNING 1;
 
 -- embedding_models --
-SELECT id, name, dims FROM langmem_stack.embedding_model ORDER BY id;
+SELECT id, name, dims, vector_type, current FROM langmem_stack.embedding_model ORDER BY id;
 
 -- add_embedding_model --
--- The first one is the database's model; its vectors are not mixed with another one's.
-INSERT INTO langmem_stack.embedding_model (name, dims)
-SELECT %(name)s, %(dims)s
-WHERE NOT EXISTS (SELECT FROM langmem_stack.embedding_model)
-ON CONFLICT (name) DO NOTHING;
+INSERT INTO langmem_stack.embedding_model (name, dims, vector_type)
+VALUES (%(name)s, %(dims)s, %(vector_type)s)
+ON CONFLICT (name, dims, vector_type) DO NOTHING;
+
+-- hnsw_index --
+-- One for each model. Made before there are vectors to index, so that it blocks nobody.
+CREATE INDEX IF NOT EXISTS {name} ON langmem_stack.embedding
+USING hnsw (({column}::{type}) {operators}) WHERE model = {model};
+
+-- first_embedding_model --
+-- The first one is the database's model; only reembed() makes another one current.
+UPDATE langmem_stack.embedding_model SET current = true
+WHERE id = (SELECT min(id) FROM langmem_stack.embedding_model)
+  AND NOT EXISTS (SELECT FROM langmem_stack.embedding_model WHERE current);
+
+-- retire_embedding_model --
+UPDATE langmem_stack.embedding_model SET current = false WHERE current AND id <> %(model)s;
+
+-- choose_embedding_model --
+UPDATE langmem_stack.embedding_model SET current = true WHERE id = %(model)s;
+
+-- drop_embeddings --
+-- Vectors of a model that is not current any more, some at a time.
+DELETE FROM langmem_stack.embedding AS old
+USING (SELECT namespace_id, text_id, model FROM langmem_stack.embedding
+       WHERE model NOT IN (SELECT id FROM langmem_stack.embedding_model WHERE current)
+       LIMIT %(limit)s) AS part
+WHERE old.namespace_id = part.namespace_id AND old.text_id = part.text_id AND old.model = part.model
+RETURNING 1;
+
+-- lock_below --
+SELECT FROM langmem_stack.namespace WHERE {scope} ORDER BY labels FOR UPDATE;
+
+-- forget_texts --
+DELETE FROM langmem_stack.item_text USING langmem_stack.namespace WHERE namespace.id = namespace_id AND {scope};
 
 -- forget_items --
-DELETE FROM langmem_stack.item WHERE {scope} RETURNING 1;
+DELETE FROM langmem_stack.item USING langmem_stack.namespace WHERE namespace.id = namespace_id AND {scope} RETURNING 1;
+
+-- forget_namespaces --
+DELETE FROM langmem_stack.namespace WHERE {scope};

@@ -37,15 +37,15 @@ SELECT user_id, session_id, message_id, position FROM appended ORDER BY user_id,
 
 -- index_turns --
 -- Makes what this transaction appended an item of the store, numbered as in the transcript.
-INSERT INTO langmem_stack.item (namespace, key, value)
-SELECT turn.namespace, turn.key, turn.value || jsonb_build_object('turn', message.position)
+INSERT INTO langmem_stack.item (namespace_id, key, value)
+SELECT namespace.id, turn.key, turn.value || jsonb_build_object('turn', message.position)
 FROM json_to_recordset(%(turns)s::json) AS turn (
     namespace text[], key text, value jsonb, user_id text, session_id text, message_id text
 )
 JOIN langmem_stack.message USING (user_id, session_id, message_id)
+JOIN langmem_stack.namespace ON labels = turn.namespace
 WHERE message.recorded_at = now()  -- the moment at which this transaction began
-ORDER BY turn.namespace, turn.key
-ON CONFLICT (namespace, key) DO NOTHING;
+ON CONFLICT (namespace_id, key) DO NOTHING;
 
 -- read_messages --
 -- The newest messages of a session, oldest first; all of them when the limit is null.

@@ -1,34 +1,74 @@
-"""Vectors: which model the database was set up for, and giving them to texts."""
+"""Vectors: which model the database was set up for, and giving its vectors to texts."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, LiteralString
 
 from psycopg import sql
 
 from langmem_stack.errors import ConfigurationError, EmbeddingError, SchemaError
 from langmem_stack.io import steps
-from langmem_stack.io.steps import Row, Statement, Steps, embed_documents, query, transaction
+from langmem_stack.io.steps import Statement, Steps, embed_documents, query, transaction
 from langmem_stack.sql import load
-from langmem_stack.sql.filters import in_namespace
-from langmem_stack.store.index import Index, vector_text
+from langmem_stack.sql.filters import EVERYTHING, in_namespace
+from langmem_stack.store.index import Index, VectorType, said_on, speaker_of, vector_text
 
 SQL = load("store")
-_PAGE = 100  # texts that are embedded at a time
+LABELS = sql.SQL("namespace.labels")
+PAGE = 100  # texts that are embedded at a time
 _TRIES = 3  # single texts that may fail before the model counts as out of reach
+_HNSW_DIMS: Mapping[VectorType, int] = {"halfvec": 4000, "vector": 2000}  # what pgvector's HNSW index takes
+_COLUMNS: Mapping[VectorType, LiteralString] = {"halfvec": "half", "vector": "single"}
 _log = logging.getLogger("langmem_stack.store")
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The embedding model as the database knows it."""
+    """An embedding model as the database knows it."""
 
     id: int
+    name: str
     dims: int
+    vector_type: VectorType
+    current: bool
+    """Whether searches go by its vectors; false while `reembed` is filling them in."""
+
+    @property
+    def has_hnsw(self) -> bool:
+        """Whether its vectors have an HNSW index; longer ones are always looked at one by one."""
+        return self.dims <= _HNSW_DIMS[self.vector_type]
+
+    @property
+    def column(self) -> LiteralString:
+        """The column that holds its vectors."""
+        return _COLUMNS[self.vector_type]
+
+    @property
+    def sized_type(self) -> sql.Composable:
+        """The type with its length, which the HNSW index is over."""
+        return sql.SQL("{}({})").format(sql.SQL(self.vector_type), sql.Literal(self.dims))
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A searchable text of an item, and what is known of it."""
+
+    namespace: Sequence[str]
+    key: str
+    path: str
+    text: str
+    value: Mapping[str, Any] = field(repr=False)
+    """The item's value, which may tell who said it and when."""
+
+    @property
+    def digest(self) -> str:
+        """What `known_texts` compares."""
+        return hashlib.md5(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
 def model_steps(index: Index) -> Steps[Model]:
@@ -36,34 +76,92 @@ def model_steps(index: Index) -> Steps[Model]:
 
     Raises:
         SchemaError: ``setup()`` has not been run with an index.
-        ConfigurationError: It was set up for another model, or for another vector length.
+        ConfigurationError: It was set up for another model, or for another vector length or type.
     """
     rows = yield from query(SQL["embedding_models"])
-    if not rows:
+    current = next((row for row in rows if row["current"]), None)
+    if current is None:
         raise SchemaError(
             f"no embedding model is set up in the database yet; run setup() to set up {index.model!r}"
         )
-    return _matching_model(rows, index)
+    known = Model(**current)
+    _check_same(known, index.model, index.dims or known.dims, index.vector_type)
+    return known
 
 
-def register_model_steps(index: Index) -> Steps[Model]:
-    """Write down name and vector length of the embedding model, or check them if they are there.
+def check_model_steps(index: Index) -> Steps[Model]:
+    """As `model_steps`, and the length of the model's vectors is asked of the model itself.
 
     Raises:
-        ConfigurationError: The model's vectors are not as long as the index config or the database says.
+        ConfigurationError: They are not as long as the index config or the database says.
     """
-    [probe] = yield from embed_documents(["How long is a vector?"])
+    dims = yield from _probe(index)
+    known = yield from model_steps(replace(index, dims=None))
+    _check_same(known, index.model, dims, index.vector_type)
+    return known
+
+
+def _probe(index: Index) -> Steps[int]:
+    """Ask the model how long its vectors are; where it is out of reach the config's ``dims`` are taken."""
+    try:
+        [probe] = yield from embed_documents(["How long is a vector?"])
+    except EmbeddingError as error:
+        if index.dims is None:
+            raise
+        _log.warning("set up with dims=%d as configured, unchecked: %s", index.dims, error)
+        return index.dims
     if index.dims not in (None, len(probe)):
         raise ConfigurationError(
             f"the index config says dims={index.dims}, but {index.model!r} gives {len(probe)}; leave dims out"
         )
-    yield from query(SQL["add_embedding_model"], name=index.model, dims=len(probe))
+    return len(probe)
+
+
+def _check_same(known: Model, name: str, dims: int, vector_type: str) -> None:
+    if (known.name, known.dims, known.vector_type) != (name, dims, vector_type):
+        raise ConfigurationError(
+            f"the vectors in this database are of {known.name!r} with {known.dims} dimensions as "
+            f"{known.vector_type}, and the store was opened with {name!r} with {dims} as {vector_type}; open "
+            "it with the model that it was set up with, or replace that one with reembed()"
+        )
+
+
+def first_model_steps(index: Index) -> Steps[None]:
+    """Make the model the database's, if that has none yet."""
     rows = yield from query(SQL["embedding_models"])
-    return _matching_model(rows, replace(index, dims=len(probe)))
+    if not any(row["current"] for row in rows):
+        yield from register_model_steps(index)
 
 
-def embed_pending_steps(index: Index, model: Model, namespace: Sequence[str]) -> Steps[int]:
-    """Give vectors to all texts whose model was out of reach when they were put; a hundred at a time.
+def register_model_steps(index: Index) -> Steps[Model]:
+    """Write down name and vector length of the embedding model, with an HNSW index for its vectors.
+
+    The first model of a database becomes its current one.
+
+    Raises:
+        ConfigurationError: The model's vectors are not as long as the index config says.
+    """
+    dims = yield from _probe(index)
+    named = {"name": index.model, "dims": dims, "vector_type": index.vector_type}
+    yield from transaction(
+        Statement(SQL["add_embedding_model"], named), Statement(SQL["first_embedding_model"], {})
+    )
+    rows = yield from query(SQL["embedding_models"])
+    [model] = [Model(**row) for row in rows if {name: row[name] for name in named} == named]
+    if model.has_hnsw:
+        yield from query(_hnsw_index(model))
+    return model
+
+
+def waiting_steps(model: Model) -> Steps[tuple[int, int]]:
+    """Count the texts in the database, and those that wait for a vector of a model."""
+    counting = sql.SQL(SQL["count_texts"]).format(scope=EVERYTHING)
+    [count] = yield from query(counting, model=model.id)
+    return count["texts"], count["waiting"]
+
+
+def embed_pending_steps(model: Model, namespace: Sequence[str]) -> Steps[int]:
+    """Give vectors of a model to the texts below a namespace that have none, a hundred at a time.
 
     Returns:
         How many texts were given a vector. Those that the model refuses go on waiting.
@@ -71,27 +169,28 @@ def embed_pending_steps(index: Index, model: Model, namespace: Sequence[str]) ->
     Raises:
         EmbeddingError: The model is out of reach.
     """
-    scope, params = in_namespace(namespace, sql.SQL("item_text.namespace"))
-    page = sql.SQL(SQL["texts_without_embedding"]).format(scope=scope)
-    after: Row = {"namespace": [], "key": "", "path": ""}
-    done = 0
+    done, after = 0, None
     while True:
-        behind = {f"after_{name}": after[name] for name in ("namespace", "key", "path")}
-        waiting = yield from query(page, limit=_PAGE, **params, **behind)
-        if not waiting:
+        given, after = yield from embed_page_steps(model, namespace, after)
+        done += given
+        if after is None:
             return done
-        after = waiting[-1]
-        vectors = yield from _vectors_one_by_one([row["text"] for row in waiting], model)
-        texts = [
-            {**row, "embedding": vector_text(vectors[row["text"]])}
-            for row in waiting
-            if row["text"] in vectors
-        ]
-        _, added = yield from transaction(
-            Statement(SQL["lock_items"], {"items": json.dumps(texts)}),
-            Statement(SQL["add_embeddings"], {"texts": json.dumps(texts), "model": model.id}),
-        )
-        done += len(added)
+
+
+def embed_page_steps(
+    model: Model, namespace: Sequence[str], after: tuple[int, int] | None
+) -> Steps[tuple[int, tuple[int, int] | None]]:
+    """Give vectors to the next hundred texts behind ``after``; return how many, and where to go on."""
+    scope, params = in_namespace(namespace, LABELS)
+    page = sql.SQL(SQL["texts_without_embedding"]).format(scope=scope)
+    behind = dict(zip(("after_namespace", "after_id"), after or (0, 0), strict=True))
+    waiting = yield from query(page, limit=PAGE, model=model.id, **params, **behind)
+    if not waiting:
+        return 0, None
+    vectors = yield from _vectors_one_by_one([row["text"] for row in waiting], model)
+    texts = [Text(row["namespace"], row["key"], row["path"], row["text"], {}) for row in waiting]
+    [added] = yield from transaction(put_embeddings_statement(texts, vectors, model))
+    return len(added), (waiting[-1]["namespace_id"], waiting[-1]["id"])
 
 
 def _vectors_one_by_one(texts: Sequence[str], model: Model) -> Steps[dict[str, list[float]]]:
@@ -139,31 +238,17 @@ def _checked_length(vector: list[float], model: Model) -> list[float]:
     return vector
 
 
-def text_rows(
-    namespace: Sequence[str],
-    key: str,
-    texts: Mapping[str, str],
-    vectors: Mapping[str, Sequence[float]],
-) -> list[dict[str, Any]]:
-    """Return the rows for ``put_texts``: a text without a vector waits for one."""
-    return [
-        {
-            "namespace": list(namespace),
-            "key": key,
-            "path": path,
-            "text": text,
-            "embedding": vector_text(vectors[text]) if text in vectors else None,
-        }
-        for path, text in texts.items()
-    ]
-
-
-def put_texts_statement(rows: list[dict[str, Any]], index: Index, model: Model) -> Statement:
-    """Return the statement that makes texts searchable."""
-    return Statement(
-        SQL["put_texts"],
-        {"texts": json.dumps(rows), "model": model.id, "language": index.language},
+def new_texts(texts: Iterable[Text], model: Model) -> Steps[list[str]]:
+    """Return those of the texts whose items do not have them with a vector already."""
+    wanted = list(texts)
+    items = {(tuple(text.namespace), text.key) for text in wanted}
+    known = yield from query(
+        SQL["known_texts"],
+        model=model.id,
+        items=json.dumps([{"namespace": namespace, "key": key} for namespace, key in items]),
     )
+    have = {(tuple(row["namespace"]), row["key"], row["path"], row["digest"]) for row in known}
+    return [t.text for t in wanted if (tuple(t.namespace), t.key, t.path, t.digest) not in have]
 
 
 def embed_texts(texts: Iterable[str], model: Model) -> Steps[dict[str, list[float]]]:
@@ -176,13 +261,46 @@ def embed_texts(texts: Iterable[str], model: Model) -> Steps[dict[str, list[floa
         return {}
 
 
-def _matching_model(rows: list[Row], index: Index) -> Model:
-    known = rows[0]
-    if known["name"] != index.model or (index.dims or known["dims"]) != known["dims"]:
-        asked = f"{index.model!r} with {index.dims}" if index.dims else repr(index.model)
-        raise ConfigurationError(
-            f"the vectors in this database are of {known['name']!r} with {known['dims']} dimensions, and the "
-            f"store was opened with {asked}; open it with the model that it was set up with, or use another "
-            "database for the new one"
-        )
-    return Model(known["id"], known["dims"])
+def put_texts_statements(
+    texts: Sequence[Text], vectors: Mapping[str, Sequence[float]], index: Index, model: Model
+) -> list[Statement]:
+    """Return the statements that make texts searchable; one without a vector waits for it."""
+    rows = [
+        {
+            **_address(text),
+            "speaker": speaker_of(text.value, text.text),
+            "said_on": said_on(text.value),
+        }
+        for text in texts
+    ]
+    params = {"texts": json.dumps(rows), "language": index.language}
+    return [Statement(SQL["put_texts"], params), put_embeddings_statement(texts, vectors, model)]
+
+
+def put_embeddings_statement(
+    texts: Sequence[Text], vectors: Mapping[str, Sequence[float]], model: Model
+) -> Statement:
+    """Return the statement that gives texts their vectors, with a row for each that got one."""
+    rows = [
+        {**_address(text), "embedding": vector_text(vectors[text.text])}
+        for text in texts
+        if text.text in vectors
+    ]
+    text = sql.SQL(SQL["put_embeddings"]).format(
+        column=sql.Identifier(model.column), type=sql.SQL(model.vector_type)
+    )
+    return Statement(text, {"texts": json.dumps(rows), "model": model.id, "current": model.current})
+
+
+def _address(text: Text) -> dict[str, Any]:
+    return {"namespace": list(text.namespace), "key": text.key, "path": text.path, "text": text.text}
+
+
+def _hnsw_index(model: Model) -> sql.Composed:
+    return sql.SQL(SQL["hnsw_index"]).format(
+        name=sql.Identifier(f"embedding_hnsw_{model.id}"),
+        column=sql.Identifier(model.column),
+        type=model.sized_type,
+        operators=sql.SQL(f"{model.vector_type}_cosine_ops"),
+        model=sql.Literal(model.id),
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal, TypeAlias, cast
 
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import ensure_embeddings, get_text_at_path
@@ -14,7 +16,11 @@ from langmem_stack.errors import ConfigurationError
 from langmem_stack.messages import storable_text
 from langmem_stack.models import resolve_embeddings
 
-_KNOWN = {"dims", "embed", "fields", "language", "model"}
+_KNOWN = {"dims", "embed", "fields", "language", "model", "search", "vector_type"}
+_UPSTREAM = {"ann_index_config", "distance_type"}  # of PostgresStore's config; read as far as they fit
+_SPEAKER = re.compile(r"([^\s:][^:\n]{0,39}): ")
+
+VectorType: TypeAlias = Literal["halfvec", "vector"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +36,19 @@ class Index:
     """Paths in an item's value whose texts are searchable; ``$`` is all of it, as JSON."""
     language: str
     """PostgreSQL text search configuration, such as ``english`` or ``simple``."""
+    search: Literal["hybrid", "dense"]
+    """``hybrid``: words, meaning and what is known of the conversation; ``dense``: cosine alone."""
+    vector_type: VectorType
+    """pgvector's type: ``halfvec`` takes half the space of ``vector``."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Index:
-        """Check LangGraph's ``IndexConfig``, with our optional ``language`` and ``model``.
+        """Check LangGraph's ``IndexConfig`` with our optional keys; see `PgVectorStore`.
 
         Raises:
-            ConfigurationError: A key is unknown, or ``embed`` is missing.
+            ConfigurationError: A key or value is unknown, or ``embed`` is missing.
         """
-        if unknown := set(config) - _KNOWN:
+        if unknown := set(config) - _KNOWN - _UPSTREAM:
             raise ConfigurationError(
                 f"unknown keys {sorted(unknown)} in the index config; known are {sorted(_KNOWN)}"
             )
@@ -54,6 +64,8 @@ class Index:
             dims=config.get("dims"),
             fields=tuple(config.get("fields") or ("$",)),
             language=config.get("language", "english"),
+            search=cast("Any", _one_of(config, "search", ("hybrid", "dense"))),
+            vector_type=_vector_type(config),
         )
 
     def texts(self, value: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str, str]:
@@ -65,6 +77,51 @@ class Index:
                 if text.strip():
                     found[path if len(texts) == 1 else f"{path}.{number}"] = storable_text(text)
         return found
+
+
+def speaker_of(value: Mapping[str, Any], text: str) -> str | None:
+    """Return who said a text: the value's ``speaker``, else a name before a colon that it begins with."""
+    speaker = value.get("speaker")
+    if not isinstance(speaker, str):
+        said = _SPEAKER.match(text)
+        speaker = said[1] if said else ""
+    return spoken_words(speaker) or None
+
+
+def said_on(value: Mapping[str, Any]) -> str | None:
+    """Return the date of a value's ``at``, an ISO 8601 time, as ISO; None if it has none."""
+    try:
+        return datetime.fromisoformat(value.get("at", "")).date().isoformat()
+    except (TypeError, ValueError):
+        return None
+
+
+def spoken_words(text: str) -> str:
+    """Return the words of a text, in lower case and with single spaces, as names are compared."""
+    return " ".join(re.findall(r"\w+", storable_text(text).lower()))
+
+
+def _one_of(config: Mapping[str, Any], key: str, choices: tuple[str, ...]) -> str:
+    value = config.get(key, choices[0])
+    if value not in choices:
+        raise ConfigurationError(f"{key}={value!r} in the index config; there are {', '.join(choices)}")
+    return cast("str", value)
+
+
+def _vector_type(config: Mapping[str, Any]) -> VectorType:
+    """Read the vector's type, also from where LangGraph's ``PostgresIndexConfig`` has it."""
+    if config.get("distance_type", "cosine") != "cosine":
+        raise ConfigurationError(
+            f"distance_type={config['distance_type']!r} in the index config; this store compares by cosine"
+        )
+    upstream = dict(config.get("ann_index_config") or {})
+    if (kind := upstream.get("kind", "hnsw")) not in ("hnsw", "flat"):
+        raise ConfigurationError(
+            f"ann_index_config has kind={kind!r}; this store has an HNSW index, and leaves it aside itself "
+            "where looking at all vectors is faster"
+        )
+    merged = {"vector_type": upstream["vector_type"]} if "vector_type" in upstream else {}
+    return cast("VectorType", _one_of({**merged, **config}, "vector_type", ("halfvec", "vector")))
 
 
 def model_name(embeddings: Embeddings) -> str:

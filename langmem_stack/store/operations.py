@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from langgraph.store.base import (
     GetOp,
@@ -14,14 +14,12 @@ from langgraph.store.base import (
     Op,
     PutOp,
     Result,
-    SearchItem,
     SearchOp,
 )
 from psycopg import sql
 
 from langmem_stack.errors import InvalidInputError
 from langmem_stack.io.steps import Row, Statement, Steps, transaction
-from langmem_stack.messages import storable_text
 from langmem_stack.sql import load
 from langmem_stack.sql.filters import (
     checked_text,
@@ -30,14 +28,23 @@ from langmem_stack.sql.filters import (
     matching_namespaces,
     to_json,
 )
-from langmem_stack.store.embedding import Model, embed_query, embed_texts, put_texts_statement, text_rows
-from langmem_stack.store.index import Index, vector_text
+from langmem_stack.store.embedding import (
+    LABELS,
+    Model,
+    Text,
+    embed_query,
+    embed_texts,
+    new_texts,
+    put_texts_statements,
+)
+from langmem_stack.store.index import Index
+from langmem_stack.store.search import item_fields, search_items, search_statement
 
 SQL = load("store")
 _MAX_ADDRESS_BYTES = 2000  # namespace and key together; an index entry holds 2,704 bytes
-_ITEM_NAMESPACE = sql.SQL("item.namespace")
 
-_Vectors: TypeAlias = dict[int, list[float] | None]
+_MAX_TTL = 1_000_000_000  # minutes; nineteen centuries, and a date that PostgreSQL and Python both know
+
 Address: TypeAlias = tuple[tuple[str, ...], str]
 """Namespace and key of an item."""
 
@@ -46,7 +53,8 @@ Address: TypeAlias = tuple[tuple[str, ...], str]
 class Plan:
     """The ops of one batch, checked, by what is to be done with each."""
 
-    gets: dict[int, Address] = field(default_factory=dict)
+    gets: dict[int, tuple[Address, bool | None]] = field(default_factory=dict)
+    """Address and ``refresh_ttl`` of each."""
     searches: dict[int, SearchOp] = field(default_factory=dict)
     lists: dict[int, ListNamespacesOp] = field(default_factory=dict)
     puts: dict[Address, PutOp] = field(default_factory=dict)
@@ -67,25 +75,23 @@ def plan(ops: Iterable[Op]) -> Plan:
 
     Raises:
         InvalidInputError: A namespace, key, value, limit or offset can't be stored or makes no sense.
-        NotImplementedError: A put has a ``ttl``; this store has none yet.
     """
     made = Plan()
     for number, op in enumerate(ops):
         made.size += 1
         match op:
             case GetOp():
-                made.gets[number] = _checked_address(op.namespace, op.key)
+                made.gets[number] = _checked_address(op.namespace, op.key), op.refresh_ttl
             case SearchOp():
                 _check_page(op.limit, op.offset)
                 compile_filter(op.filter)
-                in_namespace(op.namespace_prefix, _ITEM_NAMESPACE)
+                in_namespace(op.namespace_prefix, LABELS)
                 made.searches[number] = op
             case ListNamespacesOp():
                 _check_page(op.limit, op.offset)
                 made.lists[number] = op
             case PutOp():
-                if op.ttl is not None:
-                    raise NotImplementedError("PgVectorStore has no TTL yet; put the item without one")
+                _check_ttl(op)
                 address = _checked_address(op.namespace, op.key)
                 made.puts[address] = op
                 made.values.pop(address, None)
@@ -98,34 +104,51 @@ def plan(ops: Iterable[Op]) -> Plan:
     return made
 
 
-def batch_steps(made: Plan, index: Index | None, model: Model | None) -> Steps[list[Result]]:
+def batch_steps(
+    made: Plan, index: Index | None, model: Model | None, *, explain: bool = False
+) -> Steps[list[Result]]:
     """Embed, then read and write in one transaction: reads see the state before the batch."""
     vectors = yield from _query_vectors(made, index, model)
-    texts = yield from _embedded_texts(made, index, model)
+    puts = yield from _put_statements(made, index, model)
     statements = [
-        *([_get_statement(made.gets.values())] if made.gets else []),
+        *([_get_statement(address for address, _ in made.gets.values())] if made.gets else []),
         *(search_statement(op, index, model, vectors.get(n)) for n, op in made.searches.items()),
         *(_list_statement(op) for op in made.lists.values()),
-        *_put_statements(made, texts, index, model),
+        *puts,
     ]
     replies = iter((yield from transaction(*statements)) if statements else [])
     results: list[Result] = [None] * made.size
+    read: list[Row] = []  # with a TTL that is to begin anew
     if made.gets:
         found = {(tuple(row["namespace"]), row["key"]): row for row in next(replies)}
-        for number, address in made.gets.items():
-            row = found.get(address)
-            results[number] = None if row is None else Item(**_fields(row))
-    for number in made.searches:
-        results[number] = [search_item(row) for row in next(replies)]
+        for number, (address, refresh) in made.gets.items():
+            if (row := found.get(address)) is not None:
+                results[number] = Item(**item_fields(row))
+                read += [row] if refresh else []
+    for number, op in made.searches.items():
+        rows = next(replies)
+        results[number] = search_items(rows, explain=explain)
+        read += rows if op.refresh_ttl else []
     for number in made.lists:
         results[number] = [tuple(row["namespace"]) for row in next(replies)]
+    yield from _refresh_steps(read)
     return results
 
 
-def forget_items_statement(namespace: Sequence[str]) -> Statement:
-    """Return the statement that deletes all items below a namespace, with a row for each."""
-    scope, params = in_namespace(namespace, _ITEM_NAMESPACE)
-    return Statement(sql.SQL(SQL["forget_items"]).format(scope=scope), params)
+def forget_items_statements(namespace: Sequence[str]) -> list[Statement]:
+    """Return the statements that erase all below a namespace; the third has a row for each item."""
+    scope, params = in_namespace(namespace, LABELS)
+    names = ("lock_below", "forget_texts", "forget_items", "forget_namespaces")
+    return [Statement(sql.SQL(SQL[name]).format(scope=scope), params) for name in names]
+
+
+def _refresh_steps(read: Iterable[Row]) -> Steps[None]:
+    """Let the TTL of items that were read begin anew; items without one cost nothing here."""
+    addresses = [
+        {"namespace_id": row["namespace_id"], "key": row["key"]} for row in read if row["ttl"] is not None
+    ]
+    if addresses:
+        yield from transaction(Statement(SQL["refresh_items"], {"read": json.dumps(addresses)}))
 
 
 def _query_vectors(
@@ -138,41 +161,8 @@ def _query_vectors(
     return vectors
 
 
-def _embedded_texts(made: Plan, index: Index | None, model: Model | None) -> Steps[list[dict[str, Any]]]:
-    if index is None or model is None:
-        return []
-    texts = {
-        address: index.texts(op.value, None if op.index is None else list(op.index))
-        for address, op in made.puts.items()
-        if op.value is not None and op.index is not False
-    }
-    vectors = yield from embed_texts((text for found in texts.values() for text in found.values()), model)
-    return [row for (ns, key), found in texts.items() for row in text_rows(ns, key, found, vectors)]
-
-
 def _get_statement(addresses: Iterable[Address]) -> Statement:
     return Statement(SQL["get_items"], {"wanted": _addresses_json(addresses)})
-
-
-def search_statement(
-    op: SearchOp,
-    index: Index | None,
-    model: Model | None,
-    vector: Sequence[float] | None,
-) -> Statement:
-    """Return the statement of one search; without an index or a model its query is left out of account."""
-    scope, scope_params = in_namespace(op.namespace_prefix, _ITEM_NAMESPACE)
-    condition, params = compile_filter(op.filter)
-    params |= scope_params | {"limit": op.limit, "offset": op.offset}
-    if not op.query or index is None or model is None:
-        return Statement(sql.SQL(SQL["list_items"]).format(scope=scope, filter=condition), params)
-    params |= {
-        "query": storable_text(op.query),
-        "vector": None if vector is None else vector_text(vector),
-        "model": model.id,
-        "language": index.language,
-    }
-    return Statement(sql.SQL(SQL["search_items"]).format(scope=scope, filter=condition), params)
 
 
 def _list_statement(op: ListNamespacesOp) -> Statement:
@@ -182,24 +172,49 @@ def _list_statement(op: ListNamespacesOp) -> Statement:
     return Statement(text, {**params, "max_depth": depth, "limit": op.limit, "offset": op.offset})
 
 
-def _put_statements(
-    made: Plan, texts: list[dict[str, Any]], index: Index | None, model: Model | None
-) -> list[Statement]:
+def _put_statements(made: Plan, index: Index | None, model: Model | None) -> Steps[list[Statement]]:
+    """Embed what is new, and return the statements that write; as many for one put as for a hundred."""
     if not made.puts:
         return []
-    statements = [Statement(SQL["lock_items"], {"items": _addresses_json(made.puts)})]
+    texts = _texts(made, index) if index is not None else []
+    statements = [lock_namespaces_statement((ns, (ns, key) in made.values) for ns, key in made.puts)]
     if deleted := [address for address in made.puts if address not in made.values]:
         statements.append(Statement(SQL["delete_items"], {"deleted": _addresses_json(deleted)}))
     if made.values:
         items = (
-            f'{{"namespace":{json.dumps(ns)},"key":{json.dumps(key)},"value":{value}}}'
+            f'{{"namespace":{json.dumps(ns)},"key":{json.dumps(key)},'
+            f'"ttl":{json.dumps(made.puts[ns, key].ttl)},"value":{value}}}'
             for (ns, key), value in made.values.items()
         )
-        params = {"items": f"[{','.join(items)}]"}
-        statements += [Statement(SQL["put_items"], params), Statement(SQL["delete_texts"], params)]
+        put = {"items": f"[{','.join(items)}]"}
+        kept = [{"namespace": t.namespace, "key": t.key, "path": t.path, "text": t.text} for t in texts]
+        statements.append(Statement(SQL["put_items"], put))
+        if any(op.ttl is not None for op in made.puts.values()):
+            statements.append(Statement(SQL["mark_expiring"], put))
+        drop = {"items": _addresses_json(made.values), "texts": json.dumps(kept)}
+        statements.append(Statement(SQL["drop_texts"], drop))
     if texts and index is not None and model is not None:
-        statements.append(put_texts_statement(texts, index, model))
+        vectors = yield from embed_texts((yield from new_texts(texts, model)), model)
+        statements += put_texts_statements(texts, vectors, index, model)
     return statements
+
+
+def lock_namespaces_statement(namespaces: Iterable[tuple[Sequence[str], bool]]) -> Statement:
+    """Return the statement that comes first in a batch that writes; true: something is put there."""
+    wanted: dict[tuple[str, ...], bool] = {}
+    for labels, put in namespaces:
+        wanted[tuple(labels)] = wanted.get(tuple(labels), False) or put
+    rows = [{"labels": labels, "put": put} for labels, put in wanted.items()]
+    return Statement(SQL["lock_namespaces"], {"namespaces": json.dumps(rows)})
+
+
+def _texts(made: Plan, index: Index) -> list[Text]:
+    return [
+        Text(ns, key, path, text, op.value)
+        for (ns, key), op in made.puts.items()
+        if op.value is not None and op.index is not False
+        for path, text in index.texts(op.value, None if op.index is None else list(op.index)).items()
+    ]
 
 
 def _addresses_json(addresses: Iterable[Address]) -> str:
@@ -227,11 +242,9 @@ def _check_page(limit: int, offset: int) -> None:
         raise InvalidInputError(f"limit and offset can't be negative: limit={limit}, offset={offset}")
 
 
-def search_item(row: Row) -> SearchItem:
-    """Return a row of `search_statement` as LangGraph's item."""
-    return SearchItem(**_fields(row), score=row["score"])
-
-
-def _fields(row: Row) -> dict[str, Any]:
-    names = ("key", "value", "created_at", "updated_at")
-    return {"namespace": tuple(row["namespace"]), **{name: row[name] for name in names}}
+def _check_ttl(op: PutOp) -> None:
+    if op.ttl is not None and not (isinstance(op.ttl, int | float) and 0 < op.ttl <= _MAX_TTL):
+        raise InvalidInputError(
+            f"the ttl of {op.key!r} in {op.namespace!r} is {op.ttl!r}; it is a number of minutes above 0, at "
+            f"most {_MAX_TTL:,}, or None"
+        )

@@ -1,0 +1,162 @@
+-- Search in the store. With a query a search is one statement, put together of the parts below: `scope`,
+-- then `near` alone for a dense search, or `near`, `lexical` and `fused` for a hybrid one, then `page`.
+-- Namespace, TTL and filter come first, in every leg: only what `passes` is ranked.
+
+-- list_items --
+-- Without a query: the latest change first.
+SELECT labels AS namespace, item.*, NULL::float8 AS score
+FROM langmem_stack.namespace JOIN langmem_stack.item ON namespace_id = namespace.id
+WHERE {scope} AND (item.expires_at IS NULL OR item.expires_at > now()) AND {filter}
+ORDER BY updated_at DESC, labels, key
+LIMIT %(limit)s OFFSET %(offset)s;
+
+-- passes --
+-- Filter and TTL look at the item behind a text. Without a filter that look is spared where the scope
+-- never held an item with a TTL, which is what {unfiltered} says then.
+({unfiltered} OR EXISTS (
+    SELECT FROM langmem_stack.item_text AS text_of JOIN langmem_stack.item USING (namespace_id, key)
+    WHERE text_of.namespace_id = {row}.namespace_id AND text_of.id = {row}.{id}
+      AND (item.expires_at IS NULL OR item.expires_at > now()) AND {filter}
+))
+
+-- scope --
+WITH scope AS MATERIALIZED (
+    SELECT coalesce(array_agg(id), '{{}}') AS ids, coalesce(bool_or(expires), false) AS expires,
+           coalesce(sum(texts), 0)::float8 AS texts,
+           greatest(sum(length) / nullif(sum(texts), 0), 1)::float8 AS length
+    FROM langmem_stack.namespace WHERE {scope}
+),
+
+-- near --
+-- The dense leg. In a small scope all vectors are looked at. In a large one the HNSW index is walked until
+-- enough of what it meets has passed; should it end before, all are looked at after all.
+hnsw AS MATERIALIZED (
+    SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true),
+           set_config('hnsw.ef_search', %(ef_search)s::text, true) AS ready
+), indexed AS MATERIALIZED (
+    SELECT namespace_id, text_id, {column} <=> %(vector)s::{type} AS distance
+    FROM langmem_stack.embedding
+    WHERE (SELECT texts FROM scope) > %(exact)s AND (SELECT ready FROM hnsw) IS NOT NULL
+      AND model = {model} AND (namespace_id = ANY ((SELECT ids FROM scope)::integer[])) IS TRUE
+      AND {passes_embedding}
+    ORDER BY {column}::{sized_type} <=> %(vector)s::{sized_type}
+    LIMIT %(candidates)s
+), near AS MATERIALIZED (
+    SELECT namespace_id, text_id, distance FROM indexed
+    WHERE (SELECT count(*) FROM indexed) >= %(candidates)s
+    UNION ALL (
+        SELECT namespace_id, text_id, {column} <=> %(vector)s::{type} AS distance
+        FROM langmem_stack.embedding
+        WHERE (SELECT count(*) FROM indexed) < %(candidates)s
+          AND namespace_id = ANY ((SELECT ids FROM scope)::integer[]) AND model = %(model)s
+          AND %(vector)s::{type} IS NOT NULL AND {passes_embedding}
+        ORDER BY distance
+        LIMIT %(candidates)s
+    )
+),
+
+-- cosine --
+best AS MATERIALIZED (
+    SELECT DISTINCT ON (namespace_id, key) item_text.namespace_id, key, path, 1 - distance AS score,
+           1 - distance AS similarity, NULL::float8 AS bm25,
+           1 - distance AS dense, 0::float8 AS lexical, 0::float8 AS speaker
+    FROM near JOIN langmem_stack.item_text ON item_text.namespace_id = near.namespace_id AND id = text_id
+    ORDER BY namespace_id, key, score DESC
+),
+
+-- lexical --
+-- The lexical leg: BM25F (Robertson, Zaragoza and Taylor 2004; k1 = 1.2, b = 0.75), whose fields are a
+-- text and the turns around it in its session, three on each side, the less the further: in a chat the
+-- words of a question are often in one turn and its answer in the next.
+found AS MATERIALIZED (
+    SELECT lexeme, place, sum(times / (0.25 + 0.75 * posting.length / scope.length)) AS times
+    FROM scope, langmem_stack.posting
+    WHERE namespace_id = ANY ((SELECT ids FROM scope)::integer[])
+      AND lexeme = ANY (tsvector_to_array(to_tsvector(%(language)s::regconfig, left(%(query)s, 10000))))
+      AND {passes_posting}
+    GROUP BY lexeme, place
+), heard AS MATERIALIZED (
+    SELECT lexeme, place + step AS place, sum(times * (1 - abs(step) / 4.0::float8)) AS times
+    FROM found JOIN generate_series(-3, 3) AS step ON step = 0 OR place > 0
+    GROUP BY 1, 2
+), weight AS MATERIALIZED (
+    SELECT lexeme, ln(1 + (greatest(texts, count(*)) - count(*) + 0.5) / (count(*) + 0.5)) AS idf
+    FROM heard, scope
+    GROUP BY lexeme, texts
+), lexical AS MATERIALIZED (
+    SELECT place, sum(idf * times * 2.2 / (times + 1.2)) AS bm25
+    FROM heard JOIN weight USING (lexeme)
+    GROUP BY place
+    ORDER BY bm25 DESC
+    LIMIT %(candidates)s
+),
+
+-- fused --
+-- The union of both legs. Each is scaled to its best, which does not depend on how many candidates there
+-- are; both weigh the same, and that the question names the speaker a tenth of that. An item counts by
+-- its best text.
+pool AS (
+    SELECT namespace_id, text_id, 1 - distance AS similarity FROM near
+    UNION ALL
+    SELECT item_text.namespace_id, item_text.id, 1 - ({column} <=> %(vector)s::{type})
+    FROM lexical
+    JOIN langmem_stack.item_text ON item_text.namespace_id = ANY ((SELECT ids FROM scope)::integer[])
+         AND item_text.place = lexical.place
+    LEFT JOIN langmem_stack.embedding ON embedding.namespace_id = item_text.namespace_id
+              AND embedding.text_id = item_text.id AND model = %(model)s
+    WHERE NOT EXISTS (SELECT FROM near WHERE near.text_id = item_text.id) AND {passes_text}
+), known AS MATERIALIZED (
+    SELECT pool.namespace_id, key, path, bm25,
+           -- a vector that is all zeros in half precision is NaN away from everything
+           greatest(nullif(similarity, 'NaN'), 0) AS similarity,
+           coalesce(position(' ' || speaker || ' ' IN %(named)s) > 0, false) AS named
+    FROM pool
+    JOIN langmem_stack.item_text ON item_text.namespace_id = pool.namespace_id AND item_text.id = text_id
+    LEFT JOIN lexical USING (place)
+), legs AS (
+    SELECT *, CASE WHEN bool_or(named) OVER () THEN 2.2 ELSE 2 END AS legs,
+           coalesce(similarity / nullif(max(similarity) OVER (), 0), 0) AS dense,
+           coalesce(bm25 / nullif(max(bm25) OVER (), 0), 0) AS lexical,
+           CASE WHEN named THEN 0.2 ELSE 0 END AS speaker
+    FROM known
+), best AS MATERIALIZED (
+    SELECT DISTINCT ON (namespace_id, key) namespace_id, key, path, similarity, bm25,
+           (dense + lexical + speaker) / legs AS score,
+           dense / legs AS dense, lexical / legs AS lexical, speaker / legs AS speaker
+    FROM legs
+    ORDER BY namespace_id, key, score DESC
+),
+
+-- rest_fused --
+coalesce(greatest(1 - ({column} <=> %(vector)s::{type}), 0) / nullif((SELECT max(similarity) FROM known), 0) / 2, 0)
+
+-- rest_cosine --
+1 - ({column} <=> %(vector)s::{type})
+
+-- page --
+-- The items that were asked for. Where the legs found fewer, the rest of the scope follows: by similarity,
+-- then those without any text, which have no score.
+page AS MATERIALIZED (
+    SELECT namespace_id, key, path, score, similarity, bm25, dense, lexical, speaker,
+           NULL::timestamptz AS updated_at
+    FROM best
+    UNION ALL
+    SELECT item.namespace_id, item.key, path, score, similarity, NULL, coalesce(score, 0), 0, 0, updated_at
+    FROM langmem_stack.item LEFT JOIN LATERAL (
+        SELECT path, 1 - ({column} <=> %(vector)s::{type}) AS similarity, {rest_score} AS score
+        FROM langmem_stack.item_text LEFT JOIN langmem_stack.embedding
+             ON embedding.namespace_id = item_text.namespace_id AND text_id = item_text.id AND model = %(model)s
+        WHERE item_text.namespace_id = item.namespace_id AND item_text.key = item.key
+        ORDER BY score DESC NULLS LAST
+        LIMIT 1
+    ) AS rest ON true
+    WHERE (SELECT count(*) FROM best) < %(limit)s + %(offset)s
+      AND item.namespace_id = ANY ((SELECT ids FROM scope)::integer[])
+      AND (item.expires_at IS NULL OR item.expires_at > now()) AND {filter}
+      AND NOT EXISTS (SELECT FROM best WHERE best.namespace_id = item.namespace_id AND best.key = item.key)
+    ORDER BY score DESC NULLS LAST, updated_at DESC, namespace_id, key
+    LIMIT %(limit)s OFFSET %(offset)s
+)
+SELECT labels AS namespace, item.*, score, path, similarity, bm25, dense, lexical, speaker
+FROM page JOIN langmem_stack.item USING (namespace_id, key) JOIN langmem_stack.namespace ON namespace.id = namespace_id
+ORDER BY score DESC NULLS LAST, item.updated_at DESC, labels, key;

@@ -1,0 +1,132 @@
+"""Search: the statement that a search op is, and its rows as items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from langgraph.store.base import SearchItem, SearchOp
+from psycopg import sql
+
+from langmem_stack.io.steps import Row, Statement
+from langmem_stack.messages import storable_text
+from langmem_stack.sql import load
+from langmem_stack.sql.filters import EVERYTHING, compile_filter, in_namespace
+from langmem_stack.store.embedding import Model
+from langmem_stack.store.index import Index, spoken_words, vector_text
+
+SQL = load("search")
+LABELS = sql.SQL("namespace.labels")
+_CANDIDATES = 100  # of each leg at least; more change nothing that was measured
+_EXACT = 5_000  # texts in a scope that are faster looked at one by one than found in the HNSW index
+_NONE_EXPIRES = sql.SQL("NOT (SELECT expires FROM scope)")
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why an item was found, and how its score came about."""
+
+    path: str
+    """The path of the text that was found."""
+    similarity: float | None
+    """Cosine similarity of its vector to the query's; None if it has no vector (yet)."""
+    bm25: float | None
+    """What the query's words weigh in it and in the turns around it; None if none of them is there."""
+    dense: float
+    """What the dense leg gave to the score."""
+    lexical: float
+    """What the lexical leg gave to the score."""
+    speaker: float
+    """What it gave that the query names who said it."""
+
+
+class FoundItem(SearchItem):
+    """LangGraph's ``SearchItem`` with the explanation of its score; None where it has no score."""
+
+    __slots__ = ("explanation",)
+
+    def __init__(self, explanation: Explanation | None, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.explanation = explanation
+
+
+def search_statement(
+    op: SearchOp,
+    index: Index | None,
+    model: Model | None,
+    vector: Sequence[float] | None,
+) -> Statement:
+    """Return the statement of one search; without an index or a model its query is left out of account."""
+    scope, scope_params = in_namespace(op.namespace_prefix, LABELS)
+    condition, params = compile_filter(op.filter)
+    params |= scope_params | {"limit": op.limit, "offset": op.offset}
+    if not op.query or index is None or model is None:
+        return Statement(sql.SQL(SQL["list_items"]).format(scope=scope, filter=condition), params)
+    params |= {
+        "query": storable_text(op.query),
+        "named": f" {spoken_words(op.query)} ",
+        "vector": None if vector is None else vector_text(vector),
+        "model": model.id,
+        "language": index.language,
+        "candidates": max(_CANDIDATES, op.limit + op.offset),
+        "ef_search": _CANDIDATES,
+        "exact": _EXACT if model.has_hnsw else float("inf"),
+    }
+    return Statement(_search(index, model, scope, condition), params)
+
+
+def search_items(rows: Sequence[Row], *, explain: bool = False) -> list[SearchItem]:
+    """Return the rows of `search_statement` as items; with ``explain`` as `FoundItem`."""
+    if not explain:
+        return [SearchItem(**item_fields(row), score=row["score"]) for row in rows]
+    names = [field.name for field in fields(Explanation)]
+    return [
+        FoundItem(
+            None if row["score"] is None else Explanation(**{name: row[name] for name in names}),
+            **item_fields(row),
+            score=row["score"],
+        )
+        for row in rows
+    ]
+
+
+def item_fields(row: Row) -> dict[str, Any]:
+    """Return what LangGraph's ``Item`` has of a row."""
+    names = ("key", "value", "created_at", "updated_at")
+    return {"namespace": tuple(row["namespace"]), **{name: row[name] for name in names}}
+
+
+def _search(index: Index, model: Model, scope: sql.Composable, condition: sql.Composable) -> sql.Composed:
+    unfiltered = _NONE_EXPIRES if condition is EVERYTHING else sql.SQL("false")
+
+    def passes(row: str, text_id: str) -> sql.Composed:
+        return sql.SQL(SQL["passes"]).format(
+            unfiltered=unfiltered,
+            filter=condition,
+            row=sql.Identifier(row),
+            id=sql.Identifier(text_id),
+        )
+
+    dense = index.search == "dense"
+    column, vector_type = sql.Identifier(model.column), sql.SQL(model.vector_type)
+    parts = ("scope", "near", "cosine", "page") if dense else ("scope", "near", "lexical", "fused", "page")
+    rest = SQL["rest_cosine" if dense else "rest_fused"]
+    rest_score = sql.SQL(rest).format(column=column, type=vector_type)
+    return sql.Composed(
+        [
+            sql.SQL(SQL[part]).format(
+                scope=scope,
+                filter=condition,
+                column=column,
+                type=vector_type,
+                sized_type=model.sized_type,
+                model=sql.Literal(model.id),
+                passes_embedding=passes("embedding", "text_id"),
+                passes_posting=passes("posting", "text_id"),
+                passes_text=passes("item_text", "id"),
+                rest_score=rest_score,
+            )
+            for part in parts
+        ]
+    )
