@@ -50,6 +50,9 @@ _CONNECTION: Mapping[str, Any] = {
 # changes nothing when it runs again. More than once, because the pool can hand out a connection that it
 # opened before the restart and held back while the others were tested.
 _RETRIES = 3
+# Compiling a search costs more than a hundred of them, and PostgreSQL would do it for its estimate of the
+# branches that a search does not take.
+_NO_JIT = "SET jit = off"
 _PASSING = ("starting up", "shutting down", "recovery", "too many", "connection slots")  # in its refusals
 _inherited: list[Any] = []  # pools from before a fork; collecting one would end the parent's connections
 
@@ -87,6 +90,7 @@ class Postgres:
             raise ConfigurationError(
                 "pool_config can't hold 'configure'; set what it sets in the database or role"
             )
+        config["configure"] = _configure
         config["kwargs"] = {**_CONNECTION, **(config.get("kwargs") or {})}
         self._conninfo, self._config = conninfo, config
         self._lock = threading.Lock()
@@ -171,6 +175,7 @@ class Postgres:
 
         async def remember(connection: psycopg.AsyncConnection[Row]) -> None:
             opened.add(connection)
+            await connection.execute(_NO_JIT)
 
         pool: _AsyncPool = AsyncConnectionPool(
             self._conninfo, open=False, **{**self._config, "configure": remember}
@@ -241,6 +246,10 @@ class Postgres:
             raise InvalidInputError(f"PostgreSQL can't hold a value: {_primary(error)}") from error
         except psycopg.Error as error:
             raise StorageError(f"PostgreSQL at {self.address!r} refused: {_primary(error)}") from error
+
+
+def _configure(connection: psycopg.Connection[Row]) -> None:
+    connection.execute(_NO_JIT)
 
 
 def _execute(connection: psycopg.Connection[Row], request: Transaction) -> list[list[Row]]:

@@ -11,13 +11,16 @@ ORDER BY updated_at DESC, labels, key
 LIMIT %(limit)s OFFSET %(offset)s;
 
 -- passes --
--- Filter and TTL look at the item behind a text. Without a filter that look is spared where the scope
--- never held an item with a TTL, which is what {unfiltered} says then.
-({unfiltered} OR EXISTS (
+-- With a filter: it looks at the item behind a text.
+EXISTS (
     SELECT FROM langmem_stack.item_text AS text_of JOIN langmem_stack.item USING (namespace_id, key)
     WHERE text_of.namespace_id = {row}.namespace_id AND text_of.id = {row}.{id}
       AND (item.expires_at IS NULL OR item.expires_at > now()) AND {filter}
-))
+)
+
+-- lives --
+-- Without a filter: only what has expired and was not swept yet has to be left out.
+{row}.{id} NOT IN (SELECT id FROM expired)
 
 -- scope --
 WITH scope AS MATERIALIZED (
@@ -25,6 +28,11 @@ WITH scope AS MATERIALIZED (
            coalesce(sum(texts), 0)::float8 AS texts,
            greatest(sum(length) / nullif(sum(texts), 0), 1)::float8 AS length
     FROM langmem_stack.namespace WHERE {scope}
+), expired AS MATERIALIZED (
+    SELECT id
+    FROM langmem_stack.item JOIN langmem_stack.item_text USING (namespace_id, key)
+    WHERE (SELECT expires FROM scope)
+      AND item.namespace_id = ANY ((SELECT ids FROM scope)::integer[]) AND item.expires_at <= now()
 ),
 
 -- near --
@@ -37,7 +45,7 @@ hnsw AS MATERIALIZED (
     SELECT namespace_id, text_id, {column} <=> %(vector)s::{type} AS distance
     FROM langmem_stack.embedding
     WHERE (SELECT texts FROM scope) > %(exact)s AND (SELECT ready FROM hnsw) IS NOT NULL
-      AND model = {model} AND (namespace_id = ANY ((SELECT ids FROM scope)::integer[])) IS TRUE
+      AND {shard} AND model = {model} AND (namespace_id = ANY ((SELECT ids FROM scope)::integer[])) IS TRUE
       AND {passes_embedding}
     ORDER BY {column}::{sized_type} <=> %(vector)s::{sized_type}
     LIMIT %(candidates)s
@@ -48,7 +56,7 @@ hnsw AS MATERIALIZED (
         SELECT namespace_id, text_id, {column} <=> %(vector)s::{type} AS distance
         FROM langmem_stack.embedding
         WHERE (SELECT count(*) FROM indexed) < %(candidates)s
-          AND namespace_id = ANY ((SELECT ids FROM scope)::integer[]) AND model = %(model)s
+          AND {shard} AND namespace_id = ANY ((SELECT ids FROM scope)::integer[]) AND model = %(model)s
           AND %(vector)s::{type} IS NOT NULL AND {passes_embedding}
         ORDER BY distance
         LIMIT %(candidates)s
@@ -96,23 +104,23 @@ found AS MATERIALIZED (
 -- are; both weigh the same, and that the question names the speaker a tenth of that. An item counts by
 -- its best text.
 pool AS (
-    SELECT namespace_id, text_id, 1 - distance AS similarity FROM near
+    SELECT item_text.namespace_id, item_text.id, key, path, speaker, 1 - distance AS similarity, NULL AS bm25
+    FROM near JOIN langmem_stack.item_text ON item_text.namespace_id = near.namespace_id AND id = text_id
     UNION ALL
-    SELECT item_text.namespace_id, item_text.id, 1 - ({column} <=> %(vector)s::{type})
+    SELECT item_text.namespace_id, item_text.id, key, path, speaker, 1 - ({column} <=> %(vector)s::{type}), bm25
     FROM lexical
     JOIN langmem_stack.item_text ON item_text.namespace_id = ANY ((SELECT ids FROM scope)::integer[])
          AND item_text.place = lexical.place
-    LEFT JOIN langmem_stack.embedding ON embedding.namespace_id = item_text.namespace_id
+    LEFT JOIN langmem_stack.embedding ON {shard} AND embedding.namespace_id = item_text.namespace_id
               AND embedding.text_id = item_text.id AND model = %(model)s
-    WHERE NOT EXISTS (SELECT FROM near WHERE near.text_id = item_text.id) AND {passes_text}
+    WHERE {passes_text}
 ), known AS MATERIALIZED (
-    SELECT pool.namespace_id, key, path, bm25,
+    SELECT namespace_id, key, path, max(bm25) AS bm25,
            -- a vector that is all zeros in half precision is NaN away from everything
-           greatest(nullif(similarity, 'NaN'), 0) AS similarity,
+           greatest(max(nullif(similarity, 'NaN')), 0) AS similarity,
            coalesce(position(' ' || speaker || ' ' IN %(named)s) > 0, false) AS named
     FROM pool
-    JOIN langmem_stack.item_text ON item_text.namespace_id = pool.namespace_id AND item_text.id = text_id
-    LEFT JOIN lexical USING (place)
+    GROUP BY namespace_id, id, key, path, speaker
 ), legs AS (
     SELECT *, CASE WHEN bool_or(named) OVER () THEN 2.2 ELSE 2 END AS legs,
            coalesce(similarity / nullif(max(similarity) OVER (), 0), 0) AS dense,
@@ -145,7 +153,8 @@ page AS MATERIALIZED (
     FROM langmem_stack.item LEFT JOIN LATERAL (
         SELECT path, 1 - ({column} <=> %(vector)s::{type}) AS similarity, {rest_score} AS score
         FROM langmem_stack.item_text LEFT JOIN langmem_stack.embedding
-             ON embedding.namespace_id = item_text.namespace_id AND text_id = item_text.id AND model = %(model)s
+             ON {shard} AND embedding.namespace_id = item_text.namespace_id
+                AND text_id = item_text.id AND model = %(model)s
         WHERE item_text.namespace_id = item.namespace_id AND item_text.key = item.key
         ORDER BY score DESC NULLS LAST
         LIMIT 1

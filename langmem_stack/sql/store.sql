@@ -17,9 +17,9 @@ WHERE item.namespace_id = read.namespace_id AND item.key = read.key AND ttl IS N
 -- lock_namespaces --
 -- First in every batch that writes: writers of a namespace queue here, in one order, and never deadlock.
 -- Namespaces that something is put into are made.
-INSERT INTO langmem_stack.namespace (labels)
-SELECT DISTINCT labels
-FROM json_to_recordset(%(namespaces)s::json) AS wanted (labels text[], put boolean)
+INSERT INTO langmem_stack.namespace (labels, shard)
+SELECT labels, shard
+FROM json_to_recordset(%(namespaces)s::json) AS wanted (labels text[], shard smallint, put boolean)
 WHERE put OR EXISTS (SELECT FROM langmem_stack.namespace AS known WHERE known.labels = wanted.labels)
 ORDER BY labels
 ON CONFLICT (labels) DO UPDATE SET expires = namespace.expires;
@@ -60,7 +60,8 @@ SELECT wanted.namespace, wanted.key, path, md5(text) AS digest
 FROM json_to_recordset(%(items)s::json) AS wanted (namespace text[], key text)
 JOIN langmem_stack.namespace ON labels = wanted.namespace
 JOIN langmem_stack.item_text ON item_text.namespace_id = namespace.id AND item_text.key = wanted.key
-JOIN langmem_stack.embedding ON embedding.namespace_id = item_text.namespace_id AND text_id = item_text.id
+JOIN langmem_stack.embedding ON embedding.shard = namespace.shard
+     AND embedding.namespace_id = item_text.namespace_id AND text_id = item_text.id
 WHERE model = %(model)s;
 
 -- put_texts --
@@ -91,15 +92,15 @@ WHERE item_text.text = excluded.text
 -- put_embeddings --
 -- Only where the text is still the one that was embedded, and the model still the current one: a text
 -- that is left without a vector is waiting for one, see texts_without_embedding.
-INSERT INTO langmem_stack.embedding (namespace_id, text_id, model, {column})
-SELECT item_text.namespace_id, item_text.id, %(model)s, new.embedding::{type}
+INSERT INTO langmem_stack.embedding (shard, namespace_id, text_id, model, {column})
+SELECT namespace.shard, item_text.namespace_id, item_text.id, %(model)s, new.embedding::{type}
 FROM json_to_recordset(%(texts)s::json) AS new (namespace text[], key text, path text, text text, embedding text)
 JOIN langmem_stack.namespace ON labels = new.namespace
 JOIN langmem_stack.item_text ON item_text.namespace_id = namespace.id AND item_text.key = new.key
      AND item_text.path = new.path AND item_text.text = new.text
 WHERE new.embedding IS NOT NULL
   AND EXISTS (SELECT FROM langmem_stack.embedding_model AS m WHERE m.id = %(model)s AND (m.current OR NOT %(current)s))
-ON CONFLICT (namespace_id, text_id, model) DO NOTHING
+ON CONFLICT (namespace_id, text_id, model, shard) DO NOTHING
 RETURNING 1;
 
 -- list_namespaces --
@@ -117,15 +118,16 @@ SELECT labels AS namespace, namespace_id, key, path, text, item_text.id
 FROM langmem_stack.item_text JOIN langmem_stack.namespace ON namespace.id = namespace_id
 WHERE {scope} AND (namespace_id, item_text.id) > (%(after_namespace)s, %(after_id)s)
   AND NOT EXISTS (SELECT FROM langmem_stack.embedding
-                  WHERE embedding.namespace_id = item_text.namespace_id AND text_id = item_text.id
-                    AND model = %(model)s)
+                  WHERE embedding.shard = namespace.shard AND embedding.namespace_id = item_text.namespace_id
+                    AND text_id = item_text.id AND model = %(model)s)
 ORDER BY namespace_id, item_text.id
 LIMIT %(limit)s;
 
 -- count_texts --
 SELECT count(*) AS texts, count(*) FILTER (WHERE NOT EXISTS (
            SELECT FROM langmem_stack.embedding
-           WHERE embedding.namespace_id = item_text.namespace_id AND text_id = item_text.id AND model = %(model)s
+           WHERE embedding.shard = namespace.shard AND embedding.namespace_id = item_text.namespace_id
+             AND text_id = item_text.id AND model = %(model)s
        )) AS waiting
 FROM langmem_stack.item_text JOIN langmem_stack.namespace ON namespace.id = namespace_id
 WHERE {scope};
@@ -173,10 +175,10 @@ UPDATE langmem_stack.embedding_model SET current = true WHERE id = %(model)s;
 -- drop_embeddings --
 -- Vectors of a model that is not current any more, some at a time.
 DELETE FROM langmem_stack.embedding AS old
-USING (SELECT namespace_id, text_id, model FROM langmem_stack.embedding
+USING (SELECT shard, namespace_id, text_id, model FROM langmem_stack.embedding
        WHERE model NOT IN (SELECT id FROM langmem_stack.embedding_model WHERE current)
        LIMIT %(limit)s) AS part
-WHERE old.namespace_id = part.namespace_id AND old.text_id = part.text_id AND old.model = part.model
+WHERE old.shard = part.shard AND old.namespace_id = part.namespace_id AND old.text_id = part.text_id AND old.model = part.model
 RETURNING 1;
 
 -- lock_below --

@@ -26,6 +26,7 @@ from langmem_stack.sql.filters import (
     compile_filter,
     in_namespace,
     matching_namespaces,
+    shard_of,
     to_json,
 )
 from langmem_stack.store.embedding import (
@@ -204,7 +205,7 @@ def lock_namespaces_statement(namespaces: Iterable[tuple[Sequence[str], bool]]) 
     wanted: dict[tuple[str, ...], bool] = {}
     for labels, put in namespaces:
         wanted[tuple(labels)] = wanted.get(tuple(labels), False) or put
-    rows = [{"labels": labels, "put": put} for labels, put in wanted.items()]
+    rows = [{"labels": labels, "shard": shard_of(labels[0]), "put": put} for labels, put in wanted.items()]
     return Statement(SQL["lock_namespaces"], {"namespaces": json.dumps(rows)})
 
 

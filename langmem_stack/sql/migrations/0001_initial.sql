@@ -8,6 +8,7 @@ CREATE EXTENSION IF NOT EXISTS vector;
 CREATE TABLE langmem_stack.namespace (
     id      integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     labels  text[] COLLATE "C" NOT NULL UNIQUE CHECK (cardinality(labels) > 0),
+    shard   smallint NOT NULL,               -- the partition of its vectors, by the first label
     texts   bigint NOT NULL DEFAULT 0,       -- searchable texts in it, kept by a trigger
     length  bigint NOT NULL DEFAULT 0,       -- words in all of them
     expires boolean NOT NULL DEFAULT false   -- whether an item with a TTL was ever put into it
@@ -25,6 +26,7 @@ CREATE TABLE langmem_stack.item (
     CHECK ((ttl IS NULL) = (expires_at IS NULL))
 );
 CREATE INDEX item_expires_at ON langmem_stack.item (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX item_expired ON langmem_stack.item (namespace_id, expires_at) WHERE expires_at IS NOT NULL;
 
 -- A text by which an item is found. An item has one for each indexed path in its value.
 CREATE SEQUENCE langmem_stack.text_id;
@@ -117,19 +119,30 @@ CREATE TABLE langmem_stack.embedding_model (
 CREATE UNIQUE INDEX embedding_model_current ON langmem_stack.embedding_model (current) WHERE current;
 
 -- Vectors, in a table of their own: scanning them touches nothing else, and while a model is replaced
--- a text has two. A text without one (the model was out of reach) is found by its words.
+-- a text has two. A text without one (the model was out of reach) is found by its words. In partitions,
+-- because an HNSW index that is filtered by namespace finds the less the smaller the namespace's share.
 CREATE TABLE langmem_stack.embedding (
+    shard        smallint NOT NULL,
     text_id      bigint NOT NULL,
     namespace_id integer NOT NULL,
     model        smallint NOT NULL REFERENCES langmem_stack.embedding_model,
     half         halfvec,  -- one of the two, as the model's vector_type says
     single       vector,
-    PRIMARY KEY (namespace_id, text_id, model),
+    PRIMARY KEY (namespace_id, text_id, model, shard),
     FOREIGN KEY (namespace_id, text_id) REFERENCES langmem_stack.item_text ON DELETE CASCADE,
     CHECK (num_nonnulls(half, single) = 1)
-);
+) PARTITION BY LIST (shard);
 -- In the row: vectors that are moved out of it cost an index lookup each.
 ALTER TABLE langmem_stack.embedding ALTER half SET STORAGE MAIN, ALTER single SET STORAGE MAIN;
+DO $$
+BEGIN
+    FOR shard IN 0..15 LOOP
+        EXECUTE format(
+            'CREATE TABLE langmem_stack.embedding_%s PARTITION OF langmem_stack.embedding FOR VALUES IN (%s)',
+            shard, shard
+        );
+    END LOOP;
+END $$;
 
 -- A conversation of a user. Its row is locked while messages are appended, which puts writers in order.
 CREATE TABLE langmem_stack.session (
