@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from langmem_stack.agent import create_memory_agent
     from langmem_stack.errors import LangmemStackError
     from langmem_stack.history import RedisChatMessageHistory
+    from langmem_stack.retriever import MemoryRetriever
     from langmem_stack.stack import MemoryStack
     from langmem_stack.store import PgVectorStore
 
 __all__ = [
     "LangmemStackError",
+    "MemoryRetriever",
     "MemoryStack",
     "PgVectorStore",
     "RedisChatMessageHistory",
@@ -25,6 +27,7 @@ __all__ = [
 
 _HOME = {
     "LangmemStackError": "langmem_stack.errors",
+    "MemoryRetriever": "langmem_stack.retriever",
     "MemoryStack": "langmem_stack.stack",
     "PgVectorStore": "langmem_stack.store",
     "RedisChatMessageHistory": "langmem_stack.history",

@@ -5,30 +5,34 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from langchain_core.embeddings import Embeddings
 
+from langmem_stack.documents import Documents
 from langmem_stack.embedded import EmbeddedServers
 from langmem_stack.errors import ClosedError, ConfigurationError
 from langmem_stack.exchange import Conversation
 from langmem_stack.history import RedisChatMessageHistory
 from langmem_stack.io.closing import Closing
 from langmem_stack.io.drivers import Connections, arun, run
+from langmem_stack.io.engine import Engine
 from langmem_stack.io.postgres import Postgres
 from langmem_stack.io.redis import Redis
 from langmem_stack.io.steps import Steps, transaction
 from langmem_stack.models import resolve_embeddings
 from langmem_stack.outbox import Outbox
 from langmem_stack.recall import Memory, memories, recall_op
+from langmem_stack.retriever import MemoryRetriever, literal_label
 from langmem_stack.scope import checked_id, user_keys
 from langmem_stack.settings import Settings, read_settings
 from langmem_stack.store import PgVectorStore
-from langmem_stack.store.operations import forget_items_statement
+from langmem_stack.store.operations import forget_items_statements
 from langmem_stack.transcript import (
     Entry,
     Session,
@@ -38,6 +42,9 @@ from langmem_stack.transcript import (
     sessions_steps,
 )
 from langmem_stack.working import forget_steps
+
+if TYPE_CHECKING:
+    from langchain_postgres import PGVectorStore
 
 T = TypeVar("T")
 _IMPORT_BATCH = 100  # messages in one transaction
@@ -73,7 +80,24 @@ class _Parts:
     connections: Connections
     redis: Redis
     store: PgVectorStore
+    documents: Documents
     servers: EmbeddedServers | None
+
+    def close(self) -> None:
+        """Close all, the servers last; if one fails, the others are closed nonetheless."""
+        with ExitStack() as closing_all:
+            if self.servers is not None:
+                closing_all.callback(self.servers.stop)
+            closing_all.callback(self.connections.close)
+            closing_all.callback(self.documents.close)
+
+    async def aclose(self) -> None:
+        """As `close`."""
+        async with AsyncExitStack() as closing_all:
+            if self.servers is not None:
+                closing_all.push_async_callback(asyncio.to_thread, self.servers.stop)
+            closing_all.push_async_callback(self.connections.aclose)
+            closing_all.push_async_callback(self.documents.aclose)
 
 
 class MemoryStack(Closing):
@@ -200,6 +224,64 @@ class MemoryStack(Closing):
         """As `recall`."""
         return await self.aperform(self._recall_steps(user_id, question, limit))
 
+    def retriever(
+        self,
+        user_id: str | None = None,
+        *,
+        k: int | None = None,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002  # as in LangGraph
+        score_threshold: float | None = None,
+    ) -> MemoryRetriever:
+        """Return a LangChain retriever over a user's memories: what was said, and all else that the
+        store holds below the user's namespace.
+
+            {"memories": memory.retriever("priya"), "question": RunnablePassthrough()} | prompt | model
+
+        Args:
+            user_id: Whose memories; by default the run's ``configurable["user_id"]`` says it in each call.
+            k: How many at most; by default the setting ``recall_limit``.
+            filter: What the items have to hold, in the store's filter language.
+            score_threshold: Leave out what has a lower score, or none; by default nothing is left out.
+
+        Raises:
+            InvalidInputError: The user id is unfit.
+        """
+        user = "{user_id}" if user_id is None else literal_label(checked_id("user_id", user_id))
+        return MemoryRetriever(
+            store=self.store,
+            namespace=(user,),
+            k=self.settings.recall_limit if k is None else k,
+            filter=None if filter is None else dict(filter),
+            score_threshold=score_threshold,
+        )
+
+    def documents(self, name: str) -> PGVectorStore:
+        """Return LangChain's vector store of the documents of this name, on the same database and model.
+
+            handbook = memory.documents("handbook")
+            handbook.add_documents([Document("Lunch is at noon.", id="lunch")])
+            handbook.as_retriever().invoke("when is lunch?")
+
+        Its table, ``langmem_stack.documents_<name>``, is made if there is none. Documents are nobody's
+        memory: `recall` does not find them and `forget` does not erase them. The object is for plain
+        and for async code, in any event loop; its errors are SQLAlchemy's. Needs the extra
+        ``documents``.
+
+        Args:
+            name: Lower-case letters, digits and ``_``, beginning with a letter, up to 32 characters.
+
+        Raises:
+            ConfigurationError: The extra is not installed, `setup` has not been run, or the documents
+                were embedded with another model.
+            InvalidInputError: The name is unfit.
+            EmbeddingError: The model, asked once for the length of its vectors, is out of reach.
+        """
+        return self._opened().documents.open(name)
+
+    async def adocuments(self, name: str) -> PGVectorStore:
+        """As `documents`."""
+        return await (await self._aopened()).documents.aopen(name)
+
     def transcript(self, user_id: str, session_id: str, *, limit: int | None = None) -> list[Entry]:
         """Return the newest messages of a session as they were recorded, oldest first."""
         return self.perform(read_steps(user_id, session_id, limit))
@@ -240,6 +322,8 @@ class MemoryStack(Closing):
     def forget(self, user_id: str) -> Receipt:
         """Erase everything of a user, in both tiers, and return how much it was.
 
+        `documents` are of no user and stay.
+
         Redis goes first, so that nothing of it is written to the record again. If PostgreSQL can't be
         reached then, the call fails and is to be repeated.
         """
@@ -262,22 +346,14 @@ class MemoryStack(Closing):
         with self._lock:
             self._closed, parts, self._parts = True, self._parts, None
         if parts is not None:
-            try:
-                parts.connections.close()
-            finally:
-                if parts.servers is not None:
-                    parts.servers.stop()
+            parts.close()
 
     async def aclose(self) -> None:
         """As `close`."""
         with self._lock:
             self._closed, parts, self._parts = True, self._parts, None
         if parts is not None:
-            try:
-                await parts.connections.aclose()
-            finally:
-                if parts.servers is not None:
-                    await asyncio.to_thread(parts.servers.stop)
+            await parts.aclose()
 
     def __enter__(self) -> Self:
         self._opened()
@@ -311,13 +387,14 @@ class MemoryStack(Closing):
             # A graph's own items are found by all their text; turns name the text they are found by.
             store = PgVectorStore(postgres, index={"embed": embeddings, "fields": ["$"]})
             connections = Connections(postgres=postgres, redis=redis, embeddings=embeddings)
+            documents = Documents(connections, embeddings, Engine(postgres_url))
             if servers is not None:
-                store.setup()
+                run(store.prepare_steps(), store.connections)
         except BaseException:
             if servers is not None:
                 servers.stop()
             raise
-        return _Parts(connections, redis, store, servers)
+        return _Parts(connections, redis, store, documents, servers)
 
     def _recall_steps(self, user_id: str, question: str, limit: int | None) -> Steps[list[Memory]]:
         op = recall_op(
@@ -336,7 +413,8 @@ class MemoryStack(Closing):
         user = checked_id("user_id", user_id)
         deleted = yield from forget_steps(*user_keys(self.settings.redis_prefix, user))
         # Messages and sessions first: that waits for a writer, whose items are then there to be erased.
-        *said, items = yield from transaction(*forget_statements(user), forget_items_statement((user,)))
+        statements = [*forget_statements(user), *forget_items_statements((user,))]
+        *said, _, _, items, _ = yield from transaction(*statements)
         messages, sessions = map(len, said)
         return Receipt(user, messages, sessions, len(items), deleted)
 

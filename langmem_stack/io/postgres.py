@@ -92,7 +92,7 @@ class Postgres:
             )
         config["configure"] = _configure
         config["kwargs"] = {**_CONNECTION, **(config.get("kwargs") or {})}
-        self._conninfo, self._config = conninfo, config
+        self.conninfo, self._config = conninfo, config
         self._lock = threading.Lock()
         self._pool: _Pool | None = None
         self._pid = os.getpid()
@@ -167,7 +167,7 @@ class Postgres:
             if self._closed:
                 raise ClosedError(self._closed_message)
             if self._pool is None:
-                self._pool = ConnectionPool(self._conninfo, open=True, **self._config)
+                self._pool = ConnectionPool(self.conninfo, open=True, **self._config)
             return self._pool
 
     async def _hold(self) -> AsyncGenerator[_AsyncPool]:
@@ -178,7 +178,7 @@ class Postgres:
             await connection.execute(_NO_JIT)
 
         pool: _AsyncPool = AsyncConnectionPool(
-            self._conninfo, open=False, **{**self._config, "configure": remember}
+            self.conninfo, open=False, **{**self._config, "configure": remember}
         )
         try:
             yield pool
@@ -196,7 +196,7 @@ class Postgres:
         A server that was away is asked here first: that tells in a moment what the pool would wait for.
         """
         try:
-            psycopg.connect(self._conninfo, **{**self._config["kwargs"], "connect_timeout": 2}).close()
+            psycopg.connect(self.conninfo, **{**self._config["kwargs"], "connect_timeout": 2}).close()
         except psycopg.Error as error:
             reason = " ".join(str(error).split())
             # libpq gives no SQLSTATE here. The server answered, and will not answer otherwise later.

@@ -122,10 +122,10 @@ pool AS (
     FROM pool
     GROUP BY namespace_id, id, key, path, speaker
 ), legs AS (
-    SELECT *, CASE WHEN bool_or(named) OVER () THEN 2.2 ELSE 2 END AS legs,
+    SELECT *, CASE WHEN bool_or(named) OVER () THEN 2.2 ELSE 2 END::float8 AS legs,
            coalesce(similarity / nullif(max(similarity) OVER (), 0), 0) AS dense,
            coalesce(bm25 / nullif(max(bm25) OVER (), 0), 0) AS lexical,
-           CASE WHEN named THEN 0.2 ELSE 0 END AS speaker
+           CASE WHEN named THEN 0.2 ELSE 0 END::float8 AS speaker
     FROM known
 ), best AS MATERIALIZED (
     SELECT DISTINCT ON (namespace_id, key) namespace_id, key, path, similarity, bm25,

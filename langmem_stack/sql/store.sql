@@ -150,6 +150,9 @@ RETURNING 1;
 -- embedding_models --
 SELECT id, name, dims, vector_type, current FROM langmem_stack.embedding_model ORDER BY id;
 
+-- text_search_configuration --
+SELECT 1 FROM pg_ts_config WHERE %(language)s::text IN (cfgname::text, cfgnamespace::regnamespace || '.' || cfgname);
+
 -- add_embedding_model --
 INSERT INTO langmem_stack.embedding_model (name, dims, vector_type)
 VALUES (%(name)s, %(dims)s, %(vector_type)s)

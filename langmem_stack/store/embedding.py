@@ -141,6 +141,11 @@ def register_model_steps(index: Index) -> Steps[Model]:
     Raises:
         ConfigurationError: The model's vectors are not as long as the index config says.
     """
+    if not (yield from query(SQL["text_search_configuration"], language=index.language)):
+        raise ConfigurationError(
+            f"PostgreSQL has no text search configuration {index.language!r}, which the index config has as "
+            "language; 'simple' is always there, and \\dF in psql lists all"
+        )
     dims = yield from _probe(index)
     named = {"name": index.model, "dims": dims, "vector_type": index.vector_type}
     yield from transaction(
