@@ -28,6 +28,7 @@ check: lint types test ## Lint, types and tests: what CI runs
 
 bench: $(READY) ## The benchmarks (benchmarks/README.md says what each one prints)
 	$(BIN)/python benchmarks/imports.py
+	$(BIN)/python benchmarks/store.py --items 20000
 
 lock: $(READY) ## Resolve pyproject.toml anew into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group test --group lint --universal \

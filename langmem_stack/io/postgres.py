@@ -100,6 +100,7 @@ class Postgres:
         self._closed = False
         self._closed_message = f"the connections to PostgreSQL at {self.address!r} are closed"
         self._pools = PerLoop(self._hold, self._closed_message)
+        self._prepares = True
 
     def execute(self, request: Transaction) -> list[list[Row]]:
         """Run the statements of one request and return the rows of each."""
@@ -111,13 +112,13 @@ class Postgres:
                 for _ in range(_RETRIES):
                     try:
                         with pool.connection() as connection:
-                            return _execute(connection, request)
-                    except psycopg.OperationalError as error:
-                        if not _may_run_again(error):
+                            return self._run(connection, request)
+                    except psycopg.Error as error:
+                        if not self._may_run_again(error):
                             raise
                         pool.check()
                 with pool.connection() as connection:
-                    return _execute(connection, request)
+                    return self._run(connection, request)
             except PoolTimeout as error:
                 self._away = True
                 self._knock()
@@ -134,13 +135,13 @@ class Postgres:
                 for _ in range(_RETRIES):
                     try:
                         async with pool.connection() as connection:
-                            return await _aexecute(connection, request)
-                    except psycopg.OperationalError as error:
-                        if not _may_run_again(error):
+                            return await self._arun(connection, request)
+                    except psycopg.Error as error:
+                        if not self._may_run_again(error):
                             raise
                         await pool.check()
                 async with pool.connection() as connection:
-                    return await _aexecute(connection, request)
+                    return await self._arun(connection, request)
             except PoolTimeout as error:
                 self._away = True
                 await asyncio.to_thread(self._knock)
@@ -158,6 +159,23 @@ class Postgres:
         """As `close`, from async code."""
         await self._pools.aclose()
         self.close()
+
+    def _run(self, connection: psycopg.Connection[Row], request: Transaction) -> list[list[Row]]:
+        if not self._prepares:
+            connection.prepare_threshold = None
+        return _execute(connection, request)
+
+    async def _arun(self, connection: psycopg.AsyncConnection[Row], request: Transaction) -> list[list[Row]]:
+        if not self._prepares:
+            connection.prepare_threshold = None
+        return await _aexecute(connection, request)
+
+    def _may_run_again(self, error: psycopg.Error) -> bool:
+        if isinstance(error, pg_errors.InvalidSqlStatementName | pg_errors.DuplicatePreparedStatement):
+            # A pgbouncer before 1.21 in transaction mode: what was prepared is on another connection.
+            self._prepares = False
+            return True
+        return _connection_died(error) or isinstance(error, pg_errors.DeadlockDetected)
 
     def _opened(self) -> _Pool:
         if self._pid != os.getpid():
@@ -280,12 +298,8 @@ async def _arows(cursor: psycopg.AsyncCursor[Row]) -> list[Row]:
     return await cursor.fetchall() if cursor.description is not None else []
 
 
-def _may_run_again(error: psycopg.Error) -> bool:
-    return _connection_died(error) or isinstance(error, pg_errors.DeadlockDetected)
-
-
 def _connection_died(error: psycopg.Error) -> bool:
-    if isinstance(error, PoolTimeout | PoolClosed):
+    if isinstance(error, PoolTimeout | PoolClosed) or not isinstance(error, psycopg.OperationalError):
         return False
     # class 57P01..03: the server is shutting down; no SQLSTATE: the socket broke under libpq
     return error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))

@@ -166,6 +166,7 @@ page AS MATERIALIZED (
     ORDER BY score DESC NULLS LAST, updated_at DESC, namespace_id, key
     LIMIT %(limit)s OFFSET %(offset)s
 )
-SELECT labels AS namespace, item.*, score, path, similarity, bm25, dense, lexical, speaker
+SELECT labels AS namespace, item.*, score, path, similarity, bm25, dense, lexical, speaker,
+       (SELECT current FROM langmem_stack.embedding_model WHERE embedding_model.id = %(model)s) AS current_model
 FROM page JOIN langmem_stack.item USING (namespace_id, key) JOIN langmem_stack.namespace ON namespace.id = namespace_id
 ORDER BY score DESC NULLS LAST, item.updated_at DESC, labels, key;

@@ -158,8 +158,12 @@ INSERT INTO langmem_stack.embedding_model (name, dims, vector_type)
 VALUES (%(name)s, %(dims)s, %(vector_type)s)
 ON CONFLICT (name, dims, vector_type) DO NOTHING;
 
+-- lock_indexes --
+-- IF NOT EXISTS does not keep two sessions from creating the same index at once.
+SELECT pg_advisory_xact_lock(hashtext('langmem_stack.embedding'));
+
 -- hnsw_index --
--- One for each model. Made before there are vectors to index, so that it blocks nobody.
+-- One for each model, made before the model has vectors: writers wait for one reading of the table.
 CREATE INDEX IF NOT EXISTS {name} ON langmem_stack.embedding
 USING hnsw (({column}::{type}) {operators}) WHERE model = {model};
 

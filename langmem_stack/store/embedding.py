@@ -154,7 +154,7 @@ def register_model_steps(index: Index) -> Steps[Model]:
     rows = yield from query(SQL["embedding_models"])
     [model] = [Model(**row) for row in rows if {name: row[name] for name in named} == named]
     if model.has_hnsw:
-        yield from query(_hnsw_index(model))
+        yield from transaction(Statement(SQL["lock_indexes"], {}), Statement(_hnsw_index(model)))
     return model
 
 
@@ -195,7 +195,8 @@ def embed_page_steps(
     vectors = yield from _vectors_one_by_one([row["text"] for row in waiting], model)
     texts = [Text(row["namespace"], row["key"], row["path"], row["text"], {}) for row in waiting]
     [added] = yield from transaction(put_embeddings_statement(texts, vectors, model))
-    return len(added), (waiting[-1]["namespace_id"], waiting[-1]["id"])
+    # A page that is not full is the last one; waiting for an empty one, steady writers would not let it end.
+    return len(added), (waiting[-1]["namespace_id"], waiting[-1]["id"]) if len(waiting) == PAGE else None
 
 
 def _vectors_one_by_one(texts: Sequence[str], model: Model) -> Steps[dict[str, list[float]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -42,6 +43,7 @@ from langmem_stack.store.index import Index
 from langmem_stack.store.search import item_fields, search_items, search_statement
 
 SQL = load("store")
+_log = logging.getLogger("langmem_stack.store")
 _MAX_ADDRESS_BYTES = 2000  # namespace and key together; an index entry holds 2,704 bytes
 
 _MAX_TTL = 1_000_000_000  # minutes; nineteen centuries, and a date that PostgreSQL and Python both know
@@ -128,6 +130,12 @@ def batch_steps(
                 read += [row] if refresh else []
     for number, op in made.searches.items():
         rows = next(replies)
+        if model is not None and rows and rows[0].get("current_model") is False:
+            _log.warning(
+                "searching by words alone: the model %r was replaced by reembed(); open the store with "
+                "the new one",
+                model.name,
+            )
         results[number] = search_items(rows, explain=explain)
         read += rows if op.refresh_ttl else []
     for number in made.lists:
@@ -244,7 +252,9 @@ def _check_page(limit: int, offset: int) -> None:
 
 
 def _check_ttl(op: PutOp) -> None:
-    if op.ttl is not None and not (isinstance(op.ttl, int | float) and 0 < op.ttl <= _MAX_TTL):
+    if op.ttl is not None and not (
+        isinstance(op.ttl, int | float) and op.ttl is not True and 0 < op.ttl <= _MAX_TTL
+    ):
         raise InvalidInputError(
             f"the ttl of {op.key!r} in {op.namespace!r} is {op.ttl!r}; it is a number of minutes above 0, at "
             f"most {_MAX_TTL:,}, or None"

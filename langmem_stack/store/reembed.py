@@ -46,6 +46,8 @@ def reembed_steps(
         embedded += given
         if after is None:
             break
+    if progress is not None:
+        progress(total - waiting + embedded, total)
     chosen = {"model": model.id}
     yield from transaction(
         Statement(SQL["retire_embedding_model"], chosen), Statement(SQL["choose_embedding_model"], chosen)

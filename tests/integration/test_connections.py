@@ -33,7 +33,10 @@ def perform(mode: Mode, steps: Steps[Any], connections: Connections) -> Any:
 
 def test_statements_of_one_request_are_all_or_none(connections: Connections, mode: Mode) -> None:
     """Without BEGIN and COMMIT on the wire, a failing statement still undoes those before it."""
-    insert = "INSERT INTO langmem_stack.embedding_model (name, dims) VALUES (%(name)s, %(dims)s)"
+    insert = (
+        "INSERT INTO langmem_stack.embedding_model (name, dims, vector_type) "
+        "VALUES (%(name)s, %(dims)s, 'vector')"
+    )
     steps = transaction(
         Statement(insert, {"name": "fine", "dims": 3}),
         Statement(insert, {"name": "refused by a constraint", "dims": -1}),

@@ -196,7 +196,7 @@ def test_a_score_is_explained(store: PgVectorStore, mode: Mode) -> None:
         explanation = explained(item)
         assert explanation.dense + explanation.lexical + explanation.speaker == pytest.approx(item.score)
     first = explained(found[0])
-    assert (first.path, first.dense, first.lexical) == ("$", 0.5, 0.5)
+    assert (first.path, first.dense, first.lexical) == ("text", 0.5, 0.5)
     assert 0 < (first.similarity or 0) <= 1
     assert (first.bm25 or 0) > 0
     assert (found[2].key, found[2].score, found[2].explanation) == ("3", None, None)

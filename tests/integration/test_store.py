@@ -585,7 +585,7 @@ def test_a_bad_index_config_is_refused(index: dict[str, Any], reason: str) -> No
 
 
 def test_known_round_trips(database: str, mode: Mode) -> None:
-    """A search is one round trip, and so is a batch that reads; puts of any number ask what is known first."""
+    """A search is one round trip, and so is a batch of reads; puts of any number ask first what is known."""
     with tempfile.TemporaryDirectory() as short, before_postgres(database, Path(short)) as (proxy, url):
         store = PgVectorStore.from_conn_string(url, index=INDEX)
         mode(store, "put", ("a",), "k", {"text": "connects, and asks for the model"})
