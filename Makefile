@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check bench lock clean
+.PHONY: help demo test lint types check bench notebooks lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## An agent that remembers across a restart, on embedded servers: no key, no Docker
 	@$(BIN)/langmem-stack demo
@@ -29,6 +29,9 @@ check: lint types test ## Lint, types and tests: what CI runs
 bench: $(READY) ## The benchmarks (benchmarks/README.md says what each one prints)
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/store.py --items 20000
+
+notebooks: $(READY) ## Run the notebooks and save what they show now
+	$(BIN)/python -m tests.notebooks
 
 lock: $(READY) ## Resolve pyproject.toml anew into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group test --group lint --universal \

@@ -39,12 +39,10 @@ async def run_notebook(path: Path, directory: str) -> None:
         timeout=_SECONDS,
         coalesce_streams=True,
         record_timing=False,
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
         resources={"metadata": {"path": directory}},
     )
-    try:
-        await client.async_execute()
-    finally:
-        await here.shutdown_kernel(now=True)
+    await client.async_execute(cleanup_kc=True)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

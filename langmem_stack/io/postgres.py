@@ -50,9 +50,13 @@ _CONNECTION: Mapping[str, Any] = {
 # changes nothing when it runs again. More than once, because the pool can hand out a connection that it
 # opened before the restart and held back while the others were tested.
 _RETRIES = 3
-# Compiling a search costs more than a hundred of them, and PostgreSQL would do it for its estimate of the
-# branches that a search does not take.
-_NO_JIT = "SET jit = off"
+# A search has branches that it does not take, and PostgreSQL takes their cost for that of the whole: it
+# would compile it, and plan it anew each time, which costs more than the search. Not behind a pooler (there
+# the process that answers has another id than the connection), where others would get these settings.
+_SETTINGS = """
+SELECT set_config('jit', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false)
+WHERE pg_backend_pid() = %s
+"""
 _PASSING = ("starting up", "shutting down", "recovery", "too many", "connection slots")  # in its refusals
 _inherited: list[Any] = []  # pools from before a fork; collecting one would end the parent's connections
 
@@ -111,14 +115,12 @@ class Postgres:
             try:
                 for _ in range(_RETRIES):
                     try:
-                        with pool.connection() as connection:
-                            return self._run(connection, request)
+                        return self._run(pool, request)
                     except psycopg.Error as error:
                         if not self._may_run_again(error):
                             raise
                         pool.check()
-                with pool.connection() as connection:
-                    return self._run(connection, request)
+                return self._run(pool, request)
             except PoolTimeout as error:
                 self._away = True
                 self._knock()
@@ -134,14 +136,12 @@ class Postgres:
             try:
                 for _ in range(_RETRIES):
                     try:
-                        async with pool.connection() as connection:
-                            return await self._arun(connection, request)
+                        return await self._arun(pool, request)
                     except psycopg.Error as error:
                         if not self._may_run_again(error):
                             raise
                         await pool.check()
-                async with pool.connection() as connection:
-                    return await self._arun(connection, request)
+                return await self._arun(pool, request)
             except PoolTimeout as error:
                 self._away = True
                 await asyncio.to_thread(self._knock)
@@ -160,15 +160,25 @@ class Postgres:
         await self._pools.aclose()
         self.close()
 
-    def _run(self, connection: psycopg.Connection[Row], request: Transaction) -> list[list[Row]]:
-        if not self._prepares:
-            connection.prepare_threshold = None
-        return _execute(connection, request)
+    # Connections are taken and given back by hand: pool.connection() would end a transaction each time,
+    # and there is none.
+    def _run(self, pool: _Pool, request: Transaction) -> list[list[Row]]:
+        connection = pool.getconn()
+        try:
+            if not self._prepares:
+                connection.prepare_threshold = None
+            return _execute(connection, request)
+        finally:
+            pool.putconn(connection)
 
-    async def _arun(self, connection: psycopg.AsyncConnection[Row], request: Transaction) -> list[list[Row]]:
-        if not self._prepares:
-            connection.prepare_threshold = None
-        return await _aexecute(connection, request)
+    async def _arun(self, pool: _AsyncPool, request: Transaction) -> list[list[Row]]:
+        connection = await pool.getconn()
+        try:
+            if not self._prepares:
+                connection.prepare_threshold = None
+            return await _aexecute(connection, request)
+        finally:
+            await pool.putconn(connection)
 
     def _may_run_again(self, error: psycopg.Error) -> bool:
         if isinstance(error, pg_errors.InvalidSqlStatementName | pg_errors.DuplicatePreparedStatement):
@@ -193,7 +203,7 @@ class Postgres:
 
         async def remember(connection: psycopg.AsyncConnection[Row]) -> None:
             opened.add(connection)
-            await connection.execute(_NO_JIT)
+            await connection.execute(_SETTINGS, [connection.info.backend_pid])
 
         pool: _AsyncPool = AsyncConnectionPool(
             self.conninfo, open=False, **{**self._config, "configure": remember}
@@ -267,7 +277,7 @@ class Postgres:
 
 
 def _configure(connection: psycopg.Connection[Row]) -> None:
-    connection.execute(_NO_JIT)
+    connection.execute(_SETTINGS, [connection.info.backend_pid])
 
 
 def _execute(connection: psycopg.Connection[Row], request: Transaction) -> list[list[Row]]:
@@ -291,11 +301,15 @@ def _arguments(statement: Statement) -> tuple[Any, Mapping[str, Any] | None]:
 
 
 def _rows(cursor: psycopg.Cursor[Row]) -> list[Row]:
-    return cursor.fetchall() if cursor.description is not None else []
+    return cursor.fetchall() if _has_rows(cursor) else []
 
 
 async def _arows(cursor: psycopg.AsyncCursor[Row]) -> list[Row]:
-    return await cursor.fetchall() if cursor.description is not None else []
+    return await cursor.fetchall() if _has_rows(cursor) else []
+
+
+def _has_rows(cursor: psycopg.Cursor[Row] | psycopg.AsyncCursor[Row]) -> bool:
+    return cursor.pgresult is not None and cursor.pgresult.nfields > 0  # cursor.description costs more
 
 
 def _connection_died(error: psycopg.Error) -> bool:

@@ -4,7 +4,7 @@
 
 -- list_items --
 -- Without a query: the latest change first.
-SELECT labels AS namespace, item.*, NULL::float8 AS score
+SELECT labels AS namespace, key, value, created_at, updated_at, ttl, NULL::float8 AS score
 FROM langmem_stack.namespace JOIN langmem_stack.item ON namespace_id = namespace.id
 WHERE {scope} AND (item.expires_at IS NULL OR item.expires_at > now()) AND {filter}
 ORDER BY updated_at DESC, labels, key
@@ -23,16 +23,19 @@ EXISTS (
 {row}.{id} NOT IN (SELECT id FROM expired)
 
 -- scope --
-WITH scope AS MATERIALIZED (
+WITH inside AS MATERIALIZED (
+    SELECT id, texts, length, expires FROM langmem_stack.namespace WHERE {scope}
+), scope AS MATERIALIZED (
     SELECT coalesce(array_agg(id), '{{}}') AS ids, coalesce(bool_or(expires), false) AS expires,
            coalesce(sum(texts), 0)::float8 AS texts,
            greatest(sum(length) / nullif(sum(texts), 0), 1)::float8 AS length
-    FROM langmem_stack.namespace WHERE {scope}
+    FROM inside
 ), expired AS MATERIALIZED (
-    SELECT id
-    FROM langmem_stack.item JOIN langmem_stack.item_text USING (namespace_id, key)
+    SELECT item_text.id
+    FROM inside
+    JOIN langmem_stack.item ON item.namespace_id = inside.id AND expires_at <= now()
+    JOIN langmem_stack.item_text ON item_text.namespace_id = inside.id AND item_text.key = item.key
     WHERE (SELECT expires FROM scope)
-      AND item.namespace_id = ANY ((SELECT ids FROM scope)::integer[]) AND item.expires_at <= now()
 ),
 
 -- near --
@@ -54,9 +57,8 @@ hnsw AS MATERIALIZED (
     WHERE (SELECT count(*) FROM indexed) >= %(candidates)s
     UNION ALL (
         SELECT namespace_id, text_id, {column} <=> %(vector)s::{type} AS distance
-        FROM langmem_stack.embedding
-        WHERE (SELECT count(*) FROM indexed) < %(candidates)s
-          AND {shard} AND namespace_id = ANY ((SELECT ids FROM scope)::integer[]) AND model = %(model)s
+        FROM inside JOIN langmem_stack.embedding ON namespace_id = inside.id
+        WHERE (SELECT count(*) FROM indexed) < %(candidates)s AND {shard} AND model = %(model)s
           AND %(vector)s::{type} IS NOT NULL AND {passes_embedding}
         ORDER BY distance
         LIMIT %(candidates)s
@@ -76,24 +78,26 @@ best AS MATERIALIZED (
 -- The lexical leg: BM25F (Robertson, Zaragoza and Taylor 2004; k1 = 1.2, b = 0.75), whose fields are a
 -- text and the turns around it in its session, three on each side, the less the further: in a chat the
 -- words of a question are often in one turn and its answer in the next.
-found AS MATERIALIZED (
-    SELECT lexeme, place, sum(times / (0.25 + 0.75 * posting.length / scope.length)) AS times
-    FROM scope, langmem_stack.posting
-    WHERE namespace_id = ANY ((SELECT ids FROM scope)::integer[])
-      AND lexeme = ANY (tsvector_to_array(to_tsvector(%(language)s::regconfig, left(%(query)s, 10000))))
-      AND {passes_posting}
-    GROUP BY lexeme, place
+asked AS MATERIALIZED (
+    SELECT lexeme, ordinality AS word
+    FROM unnest(to_tsvector(%(language)s::regconfig, left(%(query)s, 10000))) WITH ORDINALITY
+), found AS MATERIALIZED (
+    SELECT word, place, times / (0.25::float8 + 0.75::float8 * posting.length / scope.length) AS times
+    FROM scope, asked CROSS JOIN inside
+    JOIN langmem_stack.posting ON posting.namespace_id = inside.id AND posting.lexeme = asked.lexeme
+    WHERE {passes_posting}
 ), heard AS MATERIALIZED (
-    SELECT lexeme, place + step AS place, sum(times * (1 - abs(step) / 4.0::float8)) AS times
-    FROM found JOIN generate_series(-3, 3) AS step ON step = 0 OR place > 0
-    GROUP BY 1, 2
+    SELECT word, place + step AS place, sum(times * (1 - abs(step) / 4.0::float8)) AS times
+    FROM (SELECT *, generate_series(-3, 3) AS step FROM found WHERE place > 0) AS turn
+    GROUP BY word, place + step
+    UNION ALL
+    SELECT word, place, times FROM found WHERE place < 0  -- in no session
 ), weight AS MATERIALIZED (
-    SELECT lexeme, ln(1 + (greatest(texts, count(*)) - count(*) + 0.5) / (count(*) + 0.5)) AS idf
-    FROM heard, scope
-    GROUP BY lexeme, texts
+    SELECT word, ln(1 + (greatest(texts, heard_in) - heard_in + 0.5) / (heard_in + 0.5)) AS idf
+    FROM scope, (SELECT word, count(*) AS heard_in FROM heard GROUP BY word) AS counted
 ), lexical AS MATERIALIZED (
     SELECT place, sum(idf * times * 2.2 / (times + 1.2)) AS bm25
-    FROM heard JOIN weight USING (lexeme)
+    FROM heard JOIN weight USING (word)
     GROUP BY place
     ORDER BY bm25 DESC
     LIMIT %(candidates)s
@@ -108,9 +112,8 @@ pool AS (
     FROM near JOIN langmem_stack.item_text ON item_text.namespace_id = near.namespace_id AND id = text_id
     UNION ALL
     SELECT item_text.namespace_id, item_text.id, key, path, speaker, 1 - ({column} <=> %(vector)s::{type}), bm25
-    FROM lexical
-    JOIN langmem_stack.item_text ON item_text.namespace_id = ANY ((SELECT ids FROM scope)::integer[])
-         AND item_text.place = lexical.place
+    FROM lexical CROSS JOIN inside
+    JOIN langmem_stack.item_text ON item_text.namespace_id = inside.id AND item_text.place = lexical.place
     LEFT JOIN langmem_stack.embedding ON {shard} AND embedding.namespace_id = item_text.namespace_id
               AND embedding.text_id = item_text.id AND model = %(model)s
     WHERE {passes_text}
@@ -150,7 +153,7 @@ page AS MATERIALIZED (
     FROM best
     UNION ALL
     SELECT item.namespace_id, item.key, path, score, similarity, NULL, coalesce(score, 0), 0, 0, updated_at
-    FROM langmem_stack.item LEFT JOIN LATERAL (
+    FROM inside JOIN langmem_stack.item ON item.namespace_id = inside.id LEFT JOIN LATERAL (
         SELECT path, 1 - ({column} <=> %(vector)s::{type}) AS similarity, {rest_score} AS score
         FROM langmem_stack.item_text LEFT JOIN langmem_stack.embedding
              ON {shard} AND embedding.namespace_id = item_text.namespace_id
@@ -160,13 +163,13 @@ page AS MATERIALIZED (
         LIMIT 1
     ) AS rest ON true
     WHERE (SELECT count(*) FROM best) < %(limit)s + %(offset)s
-      AND item.namespace_id = ANY ((SELECT ids FROM scope)::integer[])
       AND (item.expires_at IS NULL OR item.expires_at > now()) AND {filter}
       AND NOT EXISTS (SELECT FROM best WHERE best.namespace_id = item.namespace_id AND best.key = item.key)
     ORDER BY score DESC NULLS LAST, updated_at DESC, namespace_id, key
     LIMIT %(limit)s OFFSET %(offset)s
 )
-SELECT labels AS namespace, item.*, score, path, similarity, bm25, dense, lexical, speaker,
+SELECT labels AS namespace, key, value, created_at, item.updated_at, ttl,
+       score, path, similarity, bm25, dense, lexical, speaker,
        (SELECT current FROM langmem_stack.embedding_model WHERE embedding_model.id = %(model)s) AS current_model
 FROM page JOIN langmem_stack.item USING (namespace_id, key) JOIN langmem_stack.namespace ON namespace.id = namespace_id
-ORDER BY score DESC NULLS LAST, item.updated_at DESC, labels, key;
+ORDER BY score DESC NULLS LAST, page.updated_at DESC, namespace_id, key;

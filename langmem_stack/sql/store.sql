@@ -1,18 +1,24 @@
 -- The store: reading and writing items and their texts. Search has a file of its own.
 
 -- get_items --
-SELECT wanted.namespace, item.*
+SELECT labels AS namespace, item.key, value, created_at, updated_at, ttl
 FROM json_to_recordset(%(wanted)s::json) AS wanted (namespace text[], key text)
 JOIN langmem_stack.namespace ON labels = wanted.namespace
 JOIN langmem_stack.item ON item.namespace_id = namespace.id AND item.key = wanted.key
 WHERE item.expires_at IS NULL OR item.expires_at > now();
 
+-- get_item --
+SELECT value, created_at, updated_at, ttl
+FROM langmem_stack.namespace JOIN langmem_stack.item ON namespace_id = namespace.id
+WHERE labels = %(namespace)s AND key = %(key)s AND (expires_at IS NULL OR expires_at > now());
+
 -- refresh_items --
 -- The TTL of an item counts from its last access.
 UPDATE langmem_stack.item
 SET expires_at = now() + ttl * interval '1 minute'
-FROM json_to_recordset(%(read)s::json) AS read (namespace_id integer, key text)
-WHERE item.namespace_id = read.namespace_id AND item.key = read.key AND ttl IS NOT NULL AND expires_at > now();
+FROM json_to_recordset(%(read)s::json) AS read (namespace text[], key text)
+JOIN langmem_stack.namespace ON labels = read.namespace
+WHERE item.namespace_id = namespace.id AND item.key = read.key AND ttl IS NOT NULL AND expires_at > now();
 
 -- lock_namespaces --
 -- First in every batch that writes: writers of a namespace queue here, in one order, and never deadlock.

@@ -85,7 +85,7 @@ def model_steps(index: Index) -> Steps[Model]:
             f"no embedding model is set up in the database yet; run setup() to set up {index.model!r}"
         )
     known = Model(**current)
-    _check_same(known, index.model, index.dims or known.dims, index.vector_type)
+    _check_same(known, index.model, index.dims, index.vector_type)
     return known
 
 
@@ -117,12 +117,13 @@ def _probe(index: Index) -> Steps[int]:
     return len(probe)
 
 
-def _check_same(known: Model, name: str, dims: int, vector_type: str) -> None:
-    if (known.name, known.dims, known.vector_type) != (name, dims, vector_type):
+def _check_same(known: Model, name: str, dims: int | None, vector_type: str) -> None:
+    if (known.name, known.dims, known.vector_type) != (name, dims or known.dims, vector_type):
+        asked = f"{name!r}{f' with {dims}' if dims else ''} as {vector_type}"
         raise ConfigurationError(
             f"the vectors in this database are of {known.name!r} with {known.dims} dimensions as "
-            f"{known.vector_type}, and the store was opened with {name!r} with {dims} as {vector_type}; open "
-            "it with the model that it was set up with, or replace that one with reembed()"
+            f"{known.vector_type}, and the store was opened with {asked}; open it with the model that it was "
+            "set up with, or replace that one with reembed()"
         )
 
 

@@ -20,7 +20,7 @@ from langgraph.store.base import (
 from psycopg import sql
 
 from langmem_stack.errors import InvalidInputError
-from langmem_stack.io.steps import Row, Statement, Steps, transaction
+from langmem_stack.io.steps import Row, Statement, Steps, query, transaction
 from langmem_stack.sql import load
 from langmem_stack.sql.filters import (
     checked_text,
@@ -107,6 +107,18 @@ def plan(ops: Iterable[Op]) -> Plan:
     return made
 
 
+def get_steps(op: GetOp) -> Steps[Item | None]:
+    """Read one item: what is asked most often, by a statement of its own."""
+    namespace, key = _checked_address(op.namespace, op.key)
+    rows = yield from query(SQL["get_item"], namespace=list(namespace), key=key)
+    if not rows:
+        return None
+    row: Row = {**rows[0], "namespace": namespace, "key": key}
+    if op.refresh_ttl:
+        yield from _refresh_steps([row])
+    return Item(**item_fields(row))
+
+
 def batch_steps(
     made: Plan, index: Index | None, model: Model | None, *, explain: bool = False
 ) -> Steps[list[Result]]:
@@ -114,7 +126,7 @@ def batch_steps(
     vectors = yield from _query_vectors(made, index, model)
     puts = yield from _put_statements(made, index, model)
     statements = [
-        *([_get_statement(address for address, _ in made.gets.values())] if made.gets else []),
+        *([_get_statement([address for address, _ in made.gets.values()])] if made.gets else []),
         *(search_statement(op, index, model, vectors.get(n)) for n, op in made.searches.items()),
         *(_list_statement(op) for op in made.lists.values()),
         *puts,
@@ -153,11 +165,9 @@ def forget_items_statements(namespace: Sequence[str]) -> list[Statement]:
 
 def _refresh_steps(read: Iterable[Row]) -> Steps[None]:
     """Let the TTL of items that were read begin anew; items without one cost nothing here."""
-    addresses = [
-        {"namespace_id": row["namespace_id"], "key": row["key"]} for row in read if row["ttl"] is not None
-    ]
+    addresses = [(row["namespace"], row["key"]) for row in read if row["ttl"] is not None]
     if addresses:
-        yield from transaction(Statement(SQL["refresh_items"], {"read": json.dumps(addresses)}))
+        yield from query(SQL["refresh_items"], read=_addresses_json(addresses))
 
 
 def _query_vectors(
@@ -170,7 +180,7 @@ def _query_vectors(
     return vectors
 
 
-def _get_statement(addresses: Iterable[Address]) -> Statement:
+def _get_statement(addresses: Sequence[Address]) -> Statement:
     return Statement(SQL["get_items"], {"wanted": _addresses_json(addresses)})
 
 
@@ -226,7 +236,7 @@ def _texts(made: Plan, index: Index) -> list[Text]:
     ]
 
 
-def _addresses_json(addresses: Iterable[Address]) -> str:
+def _addresses_json(addresses: Iterable[tuple[Sequence[str], str]]) -> str:
     return json.dumps([{"namespace": namespace, "key": key} for namespace, key in addresses])
 
 

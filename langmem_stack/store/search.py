@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 from langgraph.store.base import SearchItem, SearchOp
@@ -98,25 +99,43 @@ def item_fields(row: Row) -> dict[str, Any]:
 
 def _search(
     op: SearchOp, index: Index, model: Model, scope: sql.Composable, condition: sql.Composable
+) -> sql.Composable:
+    shard = shard_of(op.namespace_prefix[0]) if op.namespace_prefix else None
+    dense = index.search == "dense"
+    if condition is EVERYTHING:
+        return _unfiltered_search(dense, model, shard)
+    return _composed_search(dense, model, shard, scope, condition)
+
+
+@lru_cache(256)
+def _unfiltered_search(dense: bool, model: Model, shard: int | None) -> sql.SQL:  # noqa: FBT001
+    """Most searches have no filter; composing one costs as much as a round trip to a near server."""
+    scope, _ = in_namespace(() if shard is None else ("any",), LABELS)
+    text = _composed_search(dense, model, shard, scope, EVERYTHING).as_string()
+    return sql.SQL(text)
+
+
+def _composed_search(
+    dense: bool,  # noqa: FBT001
+    model: Model,
+    shard: int | None,
+    scope: sql.Composable,
+    condition: sql.Composable,
 ) -> sql.Composed:
     checked = sql.SQL(SQL["lives" if condition is EVERYTHING else "passes"])
 
     def passes(row: str, text_id: str) -> sql.Composed:
         return checked.format(filter=condition, row=sql.Identifier(row), id=sql.Identifier(text_id))
 
-    # As a literal, so that a prepared statement is planned for the one partition too.
-    prefix = op.namespace_prefix
-    shard = sql.SQL("embedding.shard = {}").format(shard_of(prefix[0])) if prefix else EVERYTHING
-    dense = index.search == "dense"
     column, vector_type = sql.Identifier(model.column), sql.SQL(model.vector_type)
+    rest_score = sql.SQL(SQL["rest_cosine" if dense else "rest_fused"])
     parts = ("scope", "near", "cosine", "page") if dense else ("scope", "near", "lexical", "fused", "page")
-    rest = SQL["rest_cosine" if dense else "rest_fused"]
-    rest_score = sql.SQL(rest).format(column=column, type=vector_type)
     return sql.Composed(
         [
             sql.SQL(SQL[part]).format(
                 scope=scope,
-                shard=shard,
+                # As a literal, so that a statement is planned for the one partition.
+                shard=EVERYTHING if shard is None else sql.SQL("embedding.shard = {}").format(shard),
                 filter=condition,
                 column=column,
                 type=vector_type,
@@ -125,7 +144,7 @@ def _search(
                 passes_embedding=passes("embedding", "text_id"),
                 passes_posting=passes("posting", "text_id"),
                 passes_text=passes("item_text", "id"),
-                rest_score=rest_score,
+                rest_score=rest_score.format(column=column, type=vector_type),
             )
             for part in parts
         ]

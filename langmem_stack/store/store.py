@@ -35,7 +35,7 @@ from langmem_stack.store.embedding import (
     model_steps,
 )
 from langmem_stack.store.index import Index
-from langmem_stack.store.operations import Plan, batch_steps, plan
+from langmem_stack.store.operations import Plan, batch_steps, get_steps, plan
 from langmem_stack.store.reembed import Reembedded, reembed_steps
 from langmem_stack.store.ttl import Sweeper, checked_ttl_config, sweep_steps
 
@@ -159,14 +159,14 @@ class PgVectorStore(Closing, BaseStore):
             refresh_ttl: Whether its TTL begins anew; the config's choice by default.
         """
         op = GetOp(namespace, str(key), self._refreshes(refresh_ttl))
-        return cast("Item | None", self.batch([op])[0])
+        return run(get_steps(op), self.connections)
 
     async def aget(
         self, namespace: tuple[str, ...], key: str, *, refresh_ttl: bool | None = None
     ) -> Item | None:
         """As `get`."""
         op = GetOp(namespace, str(key), self._refreshes(refresh_ttl))
-        return cast("Item | None", (await self.abatch([op]))[0])
+        return await arun(get_steps(op), self.connections)
 
     def search(
         self,

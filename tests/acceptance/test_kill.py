@@ -76,7 +76,7 @@ class Screen:
 
 @pytest.mark.timeout(240)
 def test_a_killed_chat_shows_every_answered_exchange_again(tmp_path: Path) -> None:
-    """Five chats are killed while they answer; each next one shows what was answered last, and all is kept."""
+    """Five chats are killed while they answer; each next one shows the last answers, and all is kept."""
     data = tmp_path / "memory"
     words = ["chat", "--user", "u", "--data", str(data)]
     answered: list[str] = []  # what was said and answered, on the screens so far

@@ -5,6 +5,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from langgraph.store.base import SearchOp
 from psycopg import sql
 
 from langmem_stack import MemoryStack, PgVectorStore
@@ -12,6 +13,9 @@ from langmem_stack.errors import ConfigurationError, SchemaError
 from langmem_stack.io.steps import Steps, Transaction
 from langmem_stack.sql import load
 from langmem_stack.sql.migrate import migrate_steps, migrations
+from langmem_stack.store.embedding import Model
+from langmem_stack.store.index import Index
+from langmem_stack.store.search import search_statement
 from tests.conftest import Servers
 
 INDEX = {"embed": "offline"}
@@ -45,13 +49,42 @@ def test_migrations_are_numbered_without_gaps() -> None:
 def test_every_named_statement_fits_the_schema(database: str) -> None:
     """Each statement of the .sql files can be prepared against the migrated database."""
     everything = sql.SQL("true")
+    parts = {
+        "scope": everything,
+        "filter": everything,
+        "column": sql.Identifier("half"),
+        "type": sql.SQL("halfvec(8)"),
+        "operators": sql.SQL("halfvec_cosine_ops"),
+        "model": sql.Literal(1),
+        "name": sql.Identifier("any"),
+    }
     with psycopg.connect(database, autocommit=True) as connection:
         for file in ("store", "transcript"):
             for name, text in load(file).items():
-                statement = sql.SQL(text).format(scope=everything, filter=everything)
-                parameters: dict[str, Any] = _Nulls()
-                raw = psycopg.ClientCursor(connection).mogrify(statement, parameters)
-                connection.execute(sql.SQL("PREPARE {} AS {}").format(sql.Identifier(name), sql.SQL(raw)))
+                if name == "hnsw_index":  # DDL, which PREPARE does not take; setup() runs it
+                    continue
+                _prepare(connection, name, sql.SQL(text).format(**parts))
+
+
+@pytest.mark.parametrize("search", ["hybrid", "dense"])
+@pytest.mark.parametrize("prefix", [("a", "b"), ()])
+@pytest.mark.parametrize("filter_", [None, {"n": {"$gt": 3}}])
+@pytest.mark.parametrize("vector_type", ["halfvec", "vector"])
+def test_every_search_fits_the_schema(
+    database: str, search: str, prefix: tuple[str, ...], filter_: dict[str, Any] | None, vector_type: str
+) -> None:
+    """A search is put together of parts; whichever of them, the statement can be prepared."""
+    index = Index.from_config({**INDEX, "search": search, "vector_type": vector_type})
+    model = Model(1, "m", 8, index.vector_type, current=True)
+    for query in ("words", None):
+        statement = search_statement(SearchOp(prefix, filter_, query=query), index, model, [0.0] * 8)
+        with psycopg.connect(database, autocommit=True) as connection:
+            _prepare(connection, "search", statement.text)
+
+
+def _prepare(connection: psycopg.Connection, name: str, statement: Any) -> None:
+    raw = psycopg.ClientCursor(connection).mogrify(statement, _Nulls())
+    connection.execute(sql.SQL("PREPARE {} AS {}").format(sql.Identifier(name), sql.SQL(raw)))
 
 
 class _Nulls(dict[str, Any]):

@@ -377,3 +377,15 @@ def explained(item: SearchItem) -> Explanation:
     assert isinstance(item, FoundItem)
     assert item.explanation is not None
     return item.explanation
+
+
+def test_equal_items_have_one_order_for_all_pages(words: PgVectorStore) -> None:
+    """However a page is cut, ties stand in the same order."""
+    words.batch([PutOp(("a",), key, {"text": "the same"}) for key in "fcadbe"])
+
+    everything = keys(words.search(("a",), query="same"))
+
+    assert everything == sorted(everything)
+    for limit, offset in ((1, 0), (3, 0), (3, 3), (2, 1)):
+        page = keys(words.search(("a",), query="same", limit=limit, offset=offset))
+        assert page == everything[offset : offset + limit]
