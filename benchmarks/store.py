@@ -71,6 +71,7 @@ CLASSES = {  # by how many items the namespace has
     "over 100,000": range(100_000, 1_000_000_000),
 }
 PEER = "PostgresStore"
+LIKE_OURS = "-c jit=off -c plan_cache_mode=force_generic_plan"  # what our store sets on its connections
 
 Floats: TypeAlias = NDArray[np.float32]
 Integers: TypeAlias = NDArray[np.int64]
@@ -234,7 +235,7 @@ def opened(url: str, items: Items) -> Iterator[Stores]:
             stack.enter_context(PgVectorStore.from_conn_string(url, index=index)),
             stack.enter_context(PgVectorStore.from_conn_string(url, index={**index, "search": "dense"})),
             stack.enter_context(PostgresStore.from_conn_string(url, index=cast("Any", index))),
-            stack.enter_context(psycopg.connect(url, autocommit=True)),
+            stack.enter_context(psycopg.connect(url, autocommit=True, options=LIKE_OURS)),
             lookup,
         )
 

@@ -168,6 +168,31 @@ def setup(data: Data = None) -> None:
 
 
 @app.command()
+def reembed(
+    data: Data = None,
+    embeddings: Annotated[
+        str | None,
+        typer.Option(
+            "--embeddings",
+            metavar="PROVIDER:MODEL",
+            help="The new model. Default: LANGMEM_STACK_EMBEDDINGS.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Replace all vectors by those of another embedding model, while the memory is used.
+
+    Searches go by the old vectors until all new ones are there. Interrupted, it is repeated and goes on
+    where it was. Applications are to be started with the new model afterwards.
+
+    Example: `langmem-stack reembed --embeddings openai:text-embedding-3-small`
+    """
+    from langmem_stack.cli import worker
+
+    worker.reembed(data, embeddings)
+
+
+@app.command()
 def worker(
     data: Data = None,
     every: Annotated[

@@ -22,11 +22,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _DEFAULT_DATA = Path("memory")
 
 
-def open_memory(data: Path | None) -> MemoryStack:
+def open_memory(data: Path | None, *, embeddings: str | None = None) -> MemoryStack:
     """Return the memory that the options and the environment name; ``./memory`` if they name none."""
     settings = read_settings()
     configured = settings.redis_url or settings.postgres_url or settings.data
-    return MemoryStack(data=data or (None if configured else _DEFAULT_DATA), settings=settings)
+    return MemoryStack(
+        data=data or (None if configured else _DEFAULT_DATA), embeddings=embeddings, settings=settings
+    )
 
 
 def model_name(given: str | None) -> str:

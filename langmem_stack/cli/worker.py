@@ -6,7 +6,9 @@ import signal
 import threading
 from pathlib import Path
 
-from langmem_stack.cli.screen import complain, console, counted, open_memory
+from rich.progress import MofNCompleteColumn, Progress
+
+from langmem_stack.cli.screen import complain, console, counted, open_memory, plain
 from langmem_stack.errors import EmbeddingError, StorageUnavailableError
 
 
@@ -15,6 +17,20 @@ def setup(data: Path | None) -> None:
     with open_memory(data) as memory:
         memory.setup()
         console.print("The database is set up.")
+
+
+def reembed(data: Path | None, embeddings: str | None) -> None:
+    """Replace all vectors by those of another model, and show how far it is."""
+    with (
+        open_memory(data, embeddings=embeddings) as memory,
+        Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar,
+    ):
+        task = bar.add_task("texts embedded", total=None)
+        done = memory.store.reembed(lambda have, total: bar.update(task, completed=have, total=total))
+    console.print(
+        f"The vectors are of {plain(done.model)} now, {done.dims} dimensions: "
+        f"{counted(done.texts, 'text')} embedded, {counted(done.dropped, 'old vector')} dropped."
+    )
 
 
 def work(data: Path | None, *, every: float, once: bool) -> None:

@@ -22,7 +22,7 @@ from langmem_stack.sql.migrate import SchemaStatus
 from langmem_stack.transcript import Entry
 from tests.conftest import Servers
 
-COMMANDS = ["demo", "chat", "import", "ask", "doctor", "setup", "worker"]
+COMMANDS = ["demo", "chat", "import", "ask", "doctor", "setup", "reembed", "worker"]
 
 
 @pytest.fixture(autouse=True)
@@ -278,6 +278,30 @@ def test_doctor_warns_of_texts_without_vectors_and_the_worker_gives_them(
     assert "1 text embedded" in capsys.readouterr().out
 
     assert "embeddings waiting" not in doctor(capsys)[1]
+
+
+def test_reembed_moves_a_database_to_another_model(
+    empty_database: str,
+    servers: Servers,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What was set up with one model is found with another one, and the command says what it did."""
+    old = LexicalEmbeddings(64)
+    with MemoryStack(postgres_url=empty_database, redis_url=servers.redis_url, embeddings=old) as memory:
+        memory.setup()
+        memory.import_transcript([Entry("u", "s", "1", HumanMessage("a brass telescope"), datetime.now(UTC))])
+    monkeypatch.setenv("LANGMEM_STACK_POSTGRES_URL", empty_database)
+    monkeypatch.setenv("LANGMEM_STACK_REDIS_URL", servers.redis_url)
+    monkeypatch.setenv("LANGMEM_STACK_EMBEDDINGS", "offline")
+    assert run(["ask", "--user", "u", "which telescope?"]) == 1
+    assert "replace that one with reembed()" in capsys.readouterr().err
+
+    assert run(["reembed", "--embeddings", "offline"]) == 0
+
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "of offline-lexical-512 now, 512 dimensions: 1 text embedded, 1 old vector dropped." in shown
+    assert run(["ask", "--user", "u", "which telescope?"]) == 0
 
 
 def chat(monkeypatch: pytest.MonkeyPatch, *said: str, options: tuple[str, ...] = ()) -> int:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from langchain_core.embeddings import Embeddings
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.runtime import Runtime
-from langgraph.store.base import GetOp, Item, ListNamespacesOp, MatchCondition, PutOp, SearchOp
+from langgraph.store.base import GetOp, Item, ListNamespacesOp, MatchCondition, Op, PutOp, SearchOp
 from psycopg.conninfo import make_conninfo
 
 from langmem_stack import MemoryStack, PgVectorStore
@@ -31,6 +31,7 @@ from langmem_stack.errors import (
     SchemaError,
     StorageUnavailableError,
 )
+from langmem_stack.io.steps import Row, Transaction
 from langmem_stack.offline import LexicalEmbeddings
 from tests.conftest import Mode
 from tests.round_trips import before_postgres
@@ -682,3 +683,30 @@ def test_a_graph_gets_it_as_its_store(store: PgVectorStore, mode: Mode) -> None:
     mode(graph, "invoke", {"messages": [("user", "x")]})
 
     assert mode(store, "get", ("a",), "from a node") is not None
+
+
+def test_known_numbers_of_statements(store: PgVectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search is one statement, whatever it asks for; a batch of puts is as many as one put."""
+    store.put(("a",), "known", {"text": "a first one"})
+    assert store.connections.postgres is not None
+    execute = store.connections.postgres.execute
+    requests: list[int] = []
+
+    def counted(request: Transaction) -> list[list[Row]]:
+        requests.append(len(request.statements))
+        return execute(request)
+
+    monkeypatch.setattr(store.connections.postgres, "execute", counted)
+
+    def statements(ops: list[Op]) -> list[int]:
+        requests.clear()
+        store.batch(ops)
+        return list(requests)
+
+    assert statements([SearchOp(("a",), query="first", filter={"n": {"$ne": 1}}, limit=5, offset=2)]) == [1]
+    assert statements([SearchOp(("a",), query="first"), SearchOp(()), GetOp(("a",), "known")]) == [3]
+    puts: list[list[Op]] = [
+        [PutOp((f"n{i % 7}",), str(i), {"text": f"text {i}"}) for i in range(n)] for n in (1, 300)
+    ]
+    assert statements(puts[0]) == statements(puts[1]) == [1, 5]
+    assert statements([PutOp(("a",), str(i), None) for i in range(50)]) == [2]
