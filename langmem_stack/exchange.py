@@ -140,7 +140,7 @@ class Conversation:
             newest_ids_statement(self.user_id, self.session_id, self._limit),
             search_statement(op, index, model, vector),
         )
-        return newest_ids(ids), memories(search_items(found)), vector is not None or not question
+        return newest_ids(ids), memories(search_items(found, model)), vector is not None or not question
 
     def _read_transcript(self) -> Steps[list[Entry]]:
         return (yield from read_steps(self.user_id, self.session_id, self._limit))

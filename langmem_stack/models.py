@@ -36,7 +36,8 @@ def resolve_embeddings(model: Embeddings | str | None) -> Embeddings:
 
     try:
         return init_embeddings(model)
-    except (ImportError, ValueError) as error:
+    except Exception as error:
+        # As below: a missing key is an error of the provider's own.
         raise _unusable(model, error) from error
 
 

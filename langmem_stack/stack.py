@@ -32,7 +32,7 @@ from langmem_stack.retriever import MemoryRetriever, literal_label
 from langmem_stack.scope import checked_id, user_keys
 from langmem_stack.settings import Settings, read_settings
 from langmem_stack.store import PgVectorStore
-from langmem_stack.store.operations import forget_items_statements
+from langmem_stack.store.namespaces import forget_items_statements
 from langmem_stack.transcript import (
     Entry,
     Session,
@@ -90,6 +90,7 @@ class _Parts:
                 closing_all.callback(self.servers.stop)
             closing_all.callback(self.connections.close)
             closing_all.callback(self.documents.close)
+            closing_all.callback(self.store.close)
 
     async def aclose(self) -> None:
         """As `close`."""
@@ -98,6 +99,7 @@ class _Parts:
                 closing_all.push_async_callback(asyncio.to_thread, self.servers.stop)
             closing_all.push_async_callback(self.connections.aclose)
             closing_all.push_async_callback(self.documents.aclose)
+            closing_all.push_async_callback(self.store.aclose)
 
 
 class MemoryStack(Closing):
@@ -414,7 +416,7 @@ class MemoryStack(Closing):
         deleted = yield from forget_steps(*user_keys(self.settings.redis_prefix, user))
         # Messages and sessions first: that waits for a writer, whose items are then there to be erased.
         statements = [*forget_statements(user), *forget_items_statements((user,))]
-        *said, _, _, items, _ = yield from transaction(*statements)
+        *said, _, items, _ = yield from transaction(*statements)
         messages, sessions = map(len, said)
         return Receipt(user, messages, sessions, len(items), deleted)
 

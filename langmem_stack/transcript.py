@@ -21,7 +21,7 @@ from langmem_stack.scope import checked_id, turn_key, turns_namespace
 from langmem_stack.sql import load
 from langmem_stack.store import PgVectorStore
 from langmem_stack.store.embedding import Text, embed_texts, put_texts_statements
-from langmem_stack.store.operations import lock_namespaces_statement
+from langmem_stack.store.namespaces import lock_namespaces_statement
 
 SQL = load("transcript")
 _TEXT = "text"  # the path in a turn's value by which it is found
@@ -91,7 +91,7 @@ def append_steps(store: PgVectorStore, entries: Sequence[Entry]) -> Steps[int]:
     _, appended, *_ = yield from transaction(
         Statement(SQL["lock_sessions"], messages),
         Statement(SQL["append_messages"], messages),
-        lock_namespaces_statement((turn["namespace"], True) for turn in turns),
+        lock_namespaces_statement((turn["namespace"], True, False) for turn in turns),
         Statement(SQL["index_turns"], {"turns": json.dumps(turns)}),
         *put_texts_statements(texts, vectors, index, model),
     )

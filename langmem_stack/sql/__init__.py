@@ -1,7 +1,8 @@
 """All SQL: named statements in ``.sql`` files, the schema as numbered migrations, and filters.
 
 A statement stands under a line ``-- its_name --``. Values are always parameters (``%(name)s``);
-``{filter}`` is the one place where composed SQL goes in (`langmem_stack.sql.filters`).
+what a parameter
+can't be, such as a filter or the name of a column, goes in as composed SQL in braces.
 """
 
 from __future__ import annotations

@@ -147,7 +147,9 @@ class _Compiler:
     def _one_of(self, path: tuple[str, ...], operator: str, operand: Any) -> sql.Composable:
         at = self._at(path)
         values = [_operand_json(value) for value in _checked_list(operator, operand)]
-        return sql.SQL("coalesce({}, 'null') = ANY ({}::jsonb[])").format(at, self._parameter(values))
+        return sql.SQL("coalesce({}, 'null') = ANY ((SELECT {}::jsonb[])::jsonb[])").format(
+            at, self._parameter(values)
+        )
 
     def _there(self, path: tuple[str, ...], operand: Any) -> sql.Composable:
         if not isinstance(operand, bool):
@@ -183,7 +185,8 @@ class _Compiler:
         return sql.SQL("item.value #> {}::text[]").format(self._parameter([checked_text(p) for p in path]))
 
     def _value(self, value: Any) -> sql.Composable:
-        return sql.SQL("{}::jsonb").format(self._parameter(_operand_json(value)))
+        # A subquery, so that a plan that does not see the parameter parses it once and not for each row.
+        return sql.SQL("(SELECT {}::jsonb)").format(self._parameter(_operand_json(value)))
 
     def _parameter(self, value: Any) -> sql.Composable:
         name = f"filter_{next(self._parameters)}"
@@ -246,6 +249,8 @@ def in_namespace(prefix: Sequence[str], column: sql.Composable) -> Condition:
     ``{a,b\x01}``: no text sorts between a label and that label followed by the lowest character that
     PostgreSQL's text can hold. So the condition is one range of the primary key's index.
     """
+    if isinstance(prefix, str):
+        raise InvalidInputError(f"a namespace is a tuple of labels, not {prefix!r}")
     if not prefix:
         return EVERYTHING, {}
     *parents, last = [checked_text(label) for label in prefix]
@@ -275,6 +280,8 @@ def matching_namespaces(conditions: Sequence[MatchCondition] | None) -> Conditio
     parts: list[sql.Composable] = []
     params: dict[str, Any] = {}
     for number, condition in enumerate(conditions or ()):
+        if condition.match_type not in ("prefix", "suffix"):
+            raise InvalidInputError(f"match_type is prefix or suffix, not {condition.match_type!r}")
         size = len(condition.path)
         parts.append(sql.SQL("cardinality(labels) >= {}").format(sql.Literal(size)))
         for index, label in enumerate(condition.path):
@@ -319,7 +326,7 @@ def to_json(value: Any, *, what: str) -> str:
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         text.encode()
-    except (TypeError, ValueError) as error:  # UnicodeEncodeError is a ValueError
+    except (TypeError, ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
         raise InvalidInputError(f"{what} can't be stored as JSON: {error}") from error
     if _ESCAPED_NUL.search(text):
         raise InvalidInputError(f"{what} holds a NUL character, which PostgreSQL can't store; remove it")

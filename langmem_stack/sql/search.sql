@@ -28,6 +28,8 @@ WITH inside AS MATERIALIZED (
 ), scope AS MATERIALIZED (
     SELECT coalesce(array_agg(id), '{{}}') AS ids, coalesce(bool_or(expires), false) AS expires,
            coalesce(sum(texts), 0)::float8 AS texts,
+           -- In a small scope the pages of a search are cut from one ranking, however far one turns them.
+           greatest(%(candidates)s, CASE WHEN sum(texts) <= 1000 THEN 1000 ELSE 0 END) AS candidates,
            greatest(sum(length) / nullif(sum(texts), 0), 1)::float8 AS length
     FROM inside
 ), expired AS MATERIALIZED (
@@ -48,20 +50,20 @@ hnsw AS MATERIALIZED (
     SELECT namespace_id, text_id, {column} <=> %(vector)s::{type} AS distance
     FROM langmem_stack.embedding
     WHERE (SELECT texts FROM scope) > %(exact)s AND (SELECT ready FROM hnsw) IS NOT NULL
-      AND {shard} AND model = {model} AND (namespace_id = ANY ((SELECT ids FROM scope)::integer[])) IS TRUE
+      AND {shard} AND model = {model} AND %(vector)s::{type} IS NOT NULL AND {in_scope}
       AND {passes_embedding}
     ORDER BY {column}::{sized_type} <=> %(vector)s::{sized_type}
-    LIMIT %(candidates)s
+    LIMIT (SELECT candidates FROM scope)
 ), near AS MATERIALIZED (
     SELECT namespace_id, text_id, distance FROM indexed
-    WHERE (SELECT count(*) FROM indexed) >= %(candidates)s
+    WHERE (SELECT count(*) FROM indexed) >= (SELECT candidates FROM scope)
     UNION ALL (
         SELECT namespace_id, text_id, {column} <=> %(vector)s::{type} AS distance
         FROM inside JOIN langmem_stack.embedding ON namespace_id = inside.id
-        WHERE (SELECT count(*) FROM indexed) < %(candidates)s AND {shard} AND model = %(model)s
+        WHERE (SELECT count(*) FROM indexed) < (SELECT candidates FROM scope) AND {shard} AND model = %(model)s
           AND %(vector)s::{type} IS NOT NULL AND {passes_embedding}
-        ORDER BY distance
-        LIMIT %(candidates)s
+        ORDER BY distance, namespace_id, text_id
+        LIMIT (SELECT candidates FROM scope)
     )
 ),
 
@@ -82,64 +84,67 @@ asked AS MATERIALIZED (
     SELECT lexeme, ordinality AS word
     FROM unnest(to_tsvector(%(language)s::regconfig, left(%(query)s, 10000))) WITH ORDINALITY
 ), found AS MATERIALIZED (
-    SELECT word, place, times / (0.25::float8 + 0.75::float8 * posting.length / scope.length) AS times
+    SELECT namespace_id, word, place, times / (0.25::float8 + 0.75::float8 * posting.length / scope.length) AS times
     FROM scope, asked CROSS JOIN inside
     JOIN langmem_stack.posting ON posting.namespace_id = inside.id AND posting.lexeme = asked.lexeme
     WHERE {passes_posting}
 ), heard AS MATERIALIZED (
-    SELECT word, place + step AS place, sum(times * (1 - abs(step) / 4.0::float8)) AS times
+    SELECT namespace_id, word, place + step AS place, sum(times * (1 - abs(step) / 4.0::float8)) AS times
     FROM (SELECT *, generate_series(-3, 3) AS step FROM found WHERE place > 0) AS turn
-    GROUP BY word, place + step
+    GROUP BY namespace_id, word, place + step
     UNION ALL
-    SELECT word, place, times FROM found WHERE place < 0  -- in no session
+    SELECT namespace_id, word, place, times FROM found WHERE place < 0  -- in no session
 ), weight AS MATERIALIZED (
     SELECT word, ln(1 + (greatest(texts, heard_in) - heard_in + 0.5) / (heard_in + 0.5)) AS idf
     FROM scope, (SELECT word, count(*) AS heard_in FROM heard GROUP BY word) AS counted
-), lexical AS MATERIALIZED (
-    SELECT place, sum(idf * times * 2.2 / (times + 1.2)) AS bm25
+), weighed AS MATERIALIZED (
+    SELECT namespace_id, place, sum(idf * times * 2.2 / (times + 1.2)) AS bm25
     FROM heard JOIN weight USING (word)
-    GROUP BY place
-    ORDER BY bm25 DESC
-    LIMIT %(candidates)s
+    GROUP BY namespace_id, place
+), lexical AS MATERIALIZED (
+    SELECT * FROM weighed ORDER BY bm25 DESC, namespace_id, place LIMIT (SELECT candidates FROM scope)
 ),
 
 -- fused --
--- The union of both legs. Each is scaled to its best, which does not depend on how many candidates there
--- are; both weigh the same, and that the question names the speaker a tenth of that. An item counts by
--- its best text.
+-- The union of both legs. Each is scaled to its best, so a score does not depend on how many candidates
+-- there are; both weigh the same, and that the question names the speaker a tenth of that. An item counts
+-- by its best text.
 pool AS (
-    SELECT item_text.namespace_id, item_text.id, key, path, speaker, 1 - distance AS similarity, NULL AS bm25
+    SELECT item_text.namespace_id, item_text.id, key, path, speaker, 1 - distance AS similarity, bm25
     FROM near JOIN langmem_stack.item_text ON item_text.namespace_id = near.namespace_id AND id = text_id
+    LEFT JOIN weighed ON weighed.namespace_id = near.namespace_id AND weighed.place = item_text.place
     UNION ALL
     SELECT item_text.namespace_id, item_text.id, key, path, speaker, 1 - ({column} <=> %(vector)s::{type}), bm25
-    FROM lexical CROSS JOIN inside
-    JOIN langmem_stack.item_text ON item_text.namespace_id = inside.id AND item_text.place = lexical.place
+    FROM lexical JOIN langmem_stack.item_text
+         ON item_text.namespace_id = lexical.namespace_id AND item_text.place = lexical.place
     LEFT JOIN langmem_stack.embedding ON {shard} AND embedding.namespace_id = item_text.namespace_id
               AND embedding.text_id = item_text.id AND model = %(model)s
     WHERE {passes_text}
 ), known AS MATERIALIZED (
     SELECT namespace_id, key, path, max(bm25) AS bm25,
-           -- a vector that is all zeros in half precision is NaN away from everything
-           greatest(max(nullif(similarity, 'NaN')), 0) AS similarity,
+           max(similarity) AS similarity,
            coalesce(position(' ' || speaker || ' ' IN %(named)s) > 0, false) AS named
     FROM pool
     GROUP BY namespace_id, id, key, path, speaker
 ), legs AS (
-    SELECT *, CASE WHEN bool_or(named) OVER () THEN 2.2 ELSE 2 END::float8 AS legs,
-           coalesce(similarity / nullif(max(similarity) OVER (), 0), 0) AS dense,
+    SELECT *, CASE WHEN bool_or(named) OVER () THEN 2.2 ELSE 2 END::float8 AS whole,
+           coalesce(greatest(similarity, 0) / nullif(greatest(max(similarity) OVER (), 0), 0), 0) AS dense,
            coalesce(bm25 / nullif(max(bm25) OVER (), 0), 0) AS lexical,
            CASE WHEN named THEN 0.2 ELSE 0 END::float8 AS speaker
     FROM known
 ), best AS MATERIALIZED (
     SELECT DISTINCT ON (namespace_id, key) namespace_id, key, path, similarity, bm25,
-           (dense + lexical + speaker) / legs AS score,
-           dense / legs AS dense, lexical / legs AS lexical, speaker / legs AS speaker
+           (dense + lexical + speaker) / whole AS score,
+           dense / whole AS dense, lexical / whole AS lexical, speaker / whole AS speaker
     FROM legs
     ORDER BY namespace_id, key, score DESC
 ),
 
 -- rest_fused --
-coalesce(greatest(1 - ({column} <=> %(vector)s::{type}), 0) / nullif((SELECT max(similarity) FROM known), 0) / 2, 0)
+coalesce(
+    greatest(1 - ({column} <=> %(vector)s::{type}), 0)
+    / (SELECT nullif(greatest(max(similarity), 0), 0) * max(whole) FROM legs), 0
+)
 
 -- rest_cosine --
 1 - ({column} <=> %(vector)s::{type})
@@ -162,7 +167,7 @@ page AS MATERIALIZED (
         ORDER BY score DESC NULLS LAST
         LIMIT 1
     ) AS rest ON true
-    WHERE (SELECT count(*) FROM best) < %(limit)s + %(offset)s
+    WHERE (SELECT count(*) FROM best) < %(limit)s::bigint + %(offset)s::bigint
       AND (item.expires_at IS NULL OR item.expires_at > now()) AND {filter}
       AND NOT EXISTS (SELECT FROM best WHERE best.namespace_id = item.namespace_id AND best.key = item.key)
     ORDER BY score DESC NULLS LAST, updated_at DESC, namespace_id, key

@@ -13,22 +13,31 @@ FROM langmem_stack.namespace JOIN langmem_stack.item ON namespace_id = namespace
 WHERE labels = %(namespace)s AND key = %(key)s AND (expires_at IS NULL OR expires_at > now());
 
 -- refresh_items --
--- The TTL of an item counts from its last access.
-UPDATE langmem_stack.item
-SET expires_at = now() + ttl * interval '1 minute'
-FROM json_to_recordset(%(read)s::json) AS read (namespace text[], key text)
-JOIN langmem_stack.namespace ON labels = read.namespace
-WHERE item.namespace_id = namespace.id AND item.key = read.key AND ttl IS NOT NULL AND expires_at > now();
+-- The TTL of an item counts from its last access. Whoever holds an item's lock is refreshing or putting it;
+-- waiting for that would delay a read and could deadlock.
+WITH due AS (
+    SELECT item.namespace_id, item.key
+    FROM json_to_recordset(%(read)s::json) AS read (namespace text[], key text)
+    JOIN langmem_stack.namespace ON labels = read.namespace
+    JOIN langmem_stack.item ON item.namespace_id = namespace.id AND item.key = read.key
+    WHERE ttl IS NOT NULL AND expires_at > now()
+    FOR NO KEY UPDATE OF item SKIP LOCKED
+)
+UPDATE langmem_stack.item SET expires_at = now() + ttl * interval '1 minute'
+FROM due
+WHERE item.namespace_id = due.namespace_id AND item.key = due.key;
 
 -- lock_namespaces --
--- First in every batch that writes: writers of a namespace queue here, in one order, and never deadlock.
--- Namespaces that something is put into are made.
-INSERT INTO langmem_stack.namespace (labels, shard)
-SELECT labels, shard
-FROM json_to_recordset(%(namespaces)s::json) AS wanted (labels text[], shard smallint, put boolean)
+-- First in every batch that writes: writers of a namespace queue here, in one order, so that they don't
+-- deadlock. Namespaces that something is put into are made.
+INSERT INTO langmem_stack.namespace (labels, shard, expires)
+SELECT labels, shard, expires
+FROM json_to_recordset(%(namespaces)s::json) AS wanted (
+    labels text[], shard smallint, put boolean, expires boolean
+)
 WHERE put OR EXISTS (SELECT FROM langmem_stack.namespace AS known WHERE known.labels = wanted.labels)
-ORDER BY labels
-ON CONFLICT (labels) DO UPDATE SET expires = namespace.expires;
+ORDER BY labels COLLATE "C"
+ON CONFLICT (labels) DO UPDATE SET expires = namespace.expires OR excluded.expires;
 
 -- delete_items --
 DELETE FROM langmem_stack.item
@@ -44,11 +53,6 @@ JOIN langmem_stack.namespace ON labels = new.namespace
 ON CONFLICT (namespace_id, key) DO UPDATE SET
     value = excluded.value, ttl = excluded.ttl, expires_at = excluded.expires_at, updated_at = now(),
     created_at = CASE WHEN item.expires_at <= now() THEN now() ELSE item.created_at END;
-
--- mark_expiring --
-UPDATE langmem_stack.namespace SET expires = true
-FROM json_to_recordset(%(items)s::json) AS new (namespace text[], ttl double precision)
-WHERE labels = new.namespace AND ttl IS NOT NULL AND NOT expires;
 
 -- drop_texts --
 -- Of items that are put again: a text that is not in the new value must not be found any more.
@@ -79,7 +83,7 @@ SELECT namespace_id, id, key, path, text, words,
 FROM (
     SELECT item.namespace_id, item.key, item.value, path, text, speaker,
            nextval('langmem_stack.text_id') AS id,
-           to_tsvector(%(language)s::regconfig, left(text, 200000))  -- a tsvector holds 1 MB at most
+           to_tsvector(%(language)s::regconfig, left(text, 50000))  -- a tsvector holds 1 MB at most
            || to_tsvector(%(language)s::regconfig, coalesce(to_char(said_on, 'FMDay FMDD FMMonth YYYY'), ''))
            AS words
     FROM json_to_recordset(%(texts)s::json) AS new (
@@ -96,8 +100,8 @@ WHERE item_text.text = excluded.text
        OR greatest(item_text.place, 0) <> greatest(excluded.place, 0));
 
 -- put_embeddings --
--- Only where the text is still the one that was embedded, and the model still the current one: a text
--- that is left without a vector is waiting for one, see texts_without_embedding.
+-- Only where the text is still the one that was embedded, and the model still the current one or the one
+-- that reembed() is filling in. A text that is left without a vector waits for one.
 INSERT INTO langmem_stack.embedding (shard, namespace_id, text_id, model, {column})
 SELECT namespace.shard, item_text.namespace_id, item_text.id, %(model)s, new.embedding::{type}
 FROM json_to_recordset(%(texts)s::json) AS new (namespace text[], key text, path text, text text, embedding text)
@@ -135,8 +139,7 @@ SELECT count(*) AS texts, count(*) FILTER (WHERE NOT EXISTS (
            WHERE embedding.shard = namespace.shard AND embedding.namespace_id = item_text.namespace_id
              AND text_id = item_text.id AND model = %(model)s
        )) AS waiting
-FROM langmem_stack.item_text JOIN langmem_stack.namespace ON namespace.id = namespace_id
-WHERE {scope};
+FROM langmem_stack.item_text JOIN langmem_stack.namespace ON namespace.id = namespace_id;
 
 -- sweep_items --
 -- Expired items of one namespace, which is locked before them as in every batch that writes.
@@ -173,6 +176,9 @@ SELECT pg_advisory_xact_lock(hashtext('langmem_stack.embedding'));
 CREATE INDEX IF NOT EXISTS {name} ON langmem_stack.embedding
 USING hnsw (({column}::{type}) {operators}) WHERE model = {model};
 
+-- hnsw_index_name --
+SELECT to_regclass(%(name)s) AS found;
+
 -- first_embedding_model --
 -- The first one is the database's model; only reembed() makes another one current.
 UPDATE langmem_stack.embedding_model SET current = true
@@ -196,9 +202,6 @@ RETURNING 1;
 
 -- lock_below --
 SELECT FROM langmem_stack.namespace WHERE {scope} ORDER BY labels FOR UPDATE;
-
--- forget_texts --
-DELETE FROM langmem_stack.item_text USING langmem_stack.namespace WHERE namespace.id = namespace_id AND {scope};
 
 -- forget_items --
 DELETE FROM langmem_stack.item USING langmem_stack.namespace WHERE namespace.id = namespace_id AND {scope} RETURNING 1;

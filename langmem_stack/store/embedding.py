@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, LiteralString
@@ -15,11 +16,11 @@ from langmem_stack.errors import ConfigurationError, EmbeddingError, SchemaError
 from langmem_stack.io import steps
 from langmem_stack.io.steps import Statement, Steps, embed_documents, query, transaction
 from langmem_stack.sql import load
-from langmem_stack.sql.filters import EVERYTHING, in_namespace
+from langmem_stack.sql.filters import in_namespace
 from langmem_stack.store.index import Index, VectorType, said_on, speaker_of, vector_text
+from langmem_stack.store.namespaces import LABELS, lock_namespaces_statement
 
 SQL = load("store")
-LABELS = sql.SQL("namespace.labels")
 PAGE = 100  # texts that are embedded at a time
 _TRIES = 3  # single texts that may fail before the model counts as out of reach
 _HNSW_DIMS: Mapping[VectorType, int] = {"halfvec": 4000, "vector": 2000}  # what pgvector's HNSW index takes
@@ -98,6 +99,7 @@ def check_model_steps(index: Index) -> Steps[Model]:
     dims = yield from _probe(index)
     known = yield from model_steps(replace(index, dims=None))
     _check_same(known, index.model, dims, index.vector_type)
+    yield from _index_steps(known)
     return known
 
 
@@ -149,20 +151,36 @@ def register_model_steps(index: Index) -> Steps[Model]:
         )
     dims = yield from _probe(index)
     named = {"name": index.model, "dims": dims, "vector_type": index.vector_type}
-    yield from transaction(
-        Statement(SQL["add_embedding_model"], named), Statement(SQL["first_embedding_model"], {})
-    )
+    yield from query(SQL["add_embedding_model"], **named)
+    model = yield from _find_model(named)
+    yield from _index_steps(model)  # before searches may go by the model, also if this is interrupted
+    yield from query(SQL["first_embedding_model"])
+    return (yield from _find_model(named))
+
+
+def _find_model(named: Mapping[str, Any]) -> Steps[Model]:
     rows = yield from query(SQL["embedding_models"])
     [model] = [Model(**row) for row in rows if {name: row[name] for name in named} == named]
-    if model.has_hnsw:
-        yield from transaction(Statement(SQL["lock_indexes"], {}), Statement(_hnsw_index(model)))
     return model
+
+
+def _index_steps(model: Model) -> Steps[None]:
+    """Make the HNSW index for a model's vectors, if they can have one and it is not there."""
+    if not model.has_hnsw:
+        return
+    # CREATE INDEX IF NOT EXISTS would lock the table to find out.
+    [row] = yield from query(SQL["hnsw_index_name"], name=f"langmem_stack.{_hnsw_name(model)}")
+    if row["found"] is None:
+        yield from transaction(Statement(SQL["lock_indexes"], {}), Statement(_hnsw_index(model)))
+
+
+def _hnsw_name(model: Model) -> str:
+    return f"embedding_hnsw_{model.id}"
 
 
 def waiting_steps(model: Model) -> Steps[tuple[int, int]]:
     """Count the texts in the database, and those that wait for a vector of a model."""
-    counting = sql.SQL(SQL["count_texts"]).format(scope=EVERYTHING)
-    [count] = yield from query(counting, model=model.id)
+    [count] = yield from query(SQL["count_texts"], model=model.id)
     return count["texts"], count["waiting"]
 
 
@@ -195,7 +213,10 @@ def embed_page_steps(
         return 0, None
     vectors = yield from _vectors_one_by_one([row["text"] for row in waiting], model)
     texts = [Text(row["namespace"], row["key"], row["path"], row["text"], {}) for row in waiting]
-    [added] = yield from transaction(put_embeddings_statement(texts, vectors, model))
+    _, added = yield from transaction(
+        lock_namespaces_statement((text.namespace, False, False) for text in texts),
+        put_embeddings_statement(texts, vectors, model),
+    )
     # A page that is not full is the last one; waiting for an empty one, steady writers would not let it end.
     return len(added), (waiting[-1]["namespace_id"], waiting[-1]["id"]) if len(waiting) == PAGE else None
 
@@ -230,19 +251,21 @@ def embed_query(text: str, model: Model) -> Steps[list[float] | None]:
     try:
         return _checked_length((yield from steps.embed_query(text)), model)
     except EmbeddingError as error:
-        _log.warning("searching by words alone: %s", error)
+        _log.warning("searching without vectors: %s", error)
         return None
 
 
 def _checked_length(vector: list[float], model: Model) -> list[float]:
-    """Return a vector if it is as long as the database's.
+    """Return a vector at length 1, which half precision holds, if it has the database's dimensions.
 
     Raises:
-        EmbeddingError: It is not; it could be compared with none of them.
+        EmbeddingError: It has not; it could be compared with none of them.
     """
     if len(vector) != model.dims:
         raise EmbeddingError(f"the model gave a vector of {len(vector)} dimensions, not of {model.dims}")
-    return vector
+    largest = max(map(abs, vector))  # first, because the squares of very large ones overflow
+    length = math.hypot(*(number / largest for number in vector))
+    return [number / largest / length for number in vector]
 
 
 def new_texts(texts: Iterable[Text], model: Model) -> Steps[list[str]]:
@@ -305,7 +328,7 @@ def _address(text: Text) -> dict[str, Any]:
 
 def _hnsw_index(model: Model) -> sql.Composed:
     return sql.SQL(SQL["hnsw_index"]).format(
-        name=sql.Identifier(f"embedding_hnsw_{model.id}"),
+        name=sql.Identifier(_hnsw_name(model)),
         column=sql.Identifier(model.column),
         type=model.sized_type,
         operators=sql.SQL(f"{model.vector_type}_cosine_ops"),

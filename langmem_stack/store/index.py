@@ -18,7 +18,7 @@ from langmem_stack.models import resolve_embeddings
 
 _KNOWN = {"dims", "embed", "fields", "language", "model", "search", "vector_type"}
 _UPSTREAM = {"ann_index_config", "distance_type"}  # of PostgresStore's config; read as far as they fit
-_SPEAKER = re.compile(r"([^\s:][^:\n]{0,39}): ")
+_SPEAKER = re.compile(r"(\w[^:\n]{0,39}): ")  # not the brace that JSON begins with
 
 VectorType: TypeAlias = Literal["halfvec", "vector"]
 
@@ -55,6 +55,10 @@ class Index:
         if config.get("embed") is None:
             raise ConfigurationError(
                 "the index config has no 'embed'; pass an Embeddings, a function or 'provider:model'"
+            )
+        if isinstance(config.get("fields"), str):
+            raise ConfigurationError(
+                f"fields={config['fields']!r} in the index config; it is a list: [{config['fields']!r}]"
             )
         embed = config["embed"]
         embeddings = resolve_embeddings(embed) if isinstance(embed, str) else ensure_embeddings(embed)

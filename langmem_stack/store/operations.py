@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from langgraph.store.base import (
     GetOp,
@@ -27,11 +26,9 @@ from langmem_stack.sql.filters import (
     compile_filter,
     in_namespace,
     matching_namespaces,
-    shard_of,
     to_json,
 )
 from langmem_stack.store.embedding import (
-    LABELS,
     Model,
     Text,
     embed_query,
@@ -40,13 +37,13 @@ from langmem_stack.store.embedding import (
     put_texts_statements,
 )
 from langmem_stack.store.index import Index
+from langmem_stack.store.namespaces import LABELS, lock_namespaces_statement
 from langmem_stack.store.search import item_fields, search_items, search_statement
+from langmem_stack.store.ttl import MAX_TTL, is_ttl
 
 SQL = load("store")
-_log = logging.getLogger("langmem_stack.store")
 _MAX_ADDRESS_BYTES = 2000  # namespace and key together; an index entry holds 2,704 bytes
 
-_MAX_TTL = 1_000_000_000  # minutes; nineteen centuries, and a date that PostgreSQL and Python both know
 
 Address: TypeAlias = tuple[tuple[str, ...], str]
 """Namespace and key of an item."""
@@ -87,11 +84,14 @@ def plan(ops: Iterable[Op]) -> Plan:
                 made.gets[number] = _checked_address(op.namespace, op.key), op.refresh_ttl
             case SearchOp():
                 _check_page(op.limit, op.offset)
+                if op.query is not None and not isinstance(op.query, str):
+                    raise InvalidInputError(f"a query is a string, not {op.query!r}")
                 compile_filter(op.filter)
                 in_namespace(op.namespace_prefix, LABELS)
                 made.searches[number] = op
             case ListNamespacesOp():
                 _check_page(op.limit, op.offset)
+                matching_namespaces(op.match_conditions)
                 made.lists[number] = op
             case PutOp():
                 _check_ttl(op)
@@ -99,6 +99,7 @@ def plan(ops: Iterable[Op]) -> Plan:
                 made.puts[address] = op
                 made.values.pop(address, None)
                 if op.value is not None:
+                    _check_value(op)
                     made.values[address] = to_json(
                         op.value, what=f"the value of {op.key!r} in {op.namespace!r}"
                     )
@@ -142,25 +143,12 @@ def batch_steps(
                 read += [row] if refresh else []
     for number, op in made.searches.items():
         rows = next(replies)
-        if model is not None and rows and rows[0].get("current_model") is False:
-            _log.warning(
-                "searching by words alone: the model %r was replaced by reembed(); open the store with "
-                "the new one",
-                model.name,
-            )
-        results[number] = search_items(rows, explain=explain)
+        results[number] = search_items(rows, model, explain=explain)
         read += rows if op.refresh_ttl else []
     for number in made.lists:
         results[number] = [tuple(row["namespace"]) for row in next(replies)]
     yield from _refresh_steps(read)
     return results
-
-
-def forget_items_statements(namespace: Sequence[str]) -> list[Statement]:
-    """Return the statements that erase all below a namespace; the third has a row for each item."""
-    scope, params = in_namespace(namespace, LABELS)
-    names = ("lock_below", "forget_texts", "forget_items", "forget_namespaces")
-    return [Statement(sql.SQL(SQL[name]).format(scope=scope), params) for name in names]
 
 
 def _refresh_steps(read: Iterable[Row]) -> Steps[None]:
@@ -173,11 +161,11 @@ def _refresh_steps(read: Iterable[Row]) -> Steps[None]:
 def _query_vectors(
     made: Plan, index: Index | None, model: Model | None
 ) -> Steps[dict[int, list[float] | None]]:
-    vectors: dict[int, list[float] | None] = {}
-    for number, op in made.searches.items():
-        if op.query and index is not None and model is not None:
-            vectors[number] = yield from embed_query(op.query, model)
-    return vectors
+    vectors: dict[str, list[float] | None] = {}
+    if index is not None and model is not None:
+        for query_text in dict.fromkeys(op.query for op in made.searches.values() if op.query):
+            vectors[query_text] = yield from embed_query(query_text, model)
+    return {number: vectors.get(op.query or "") for number, op in made.searches.items()}
 
 
 def _get_statement(addresses: Sequence[Address]) -> Statement:
@@ -196,7 +184,11 @@ def _put_statements(made: Plan, index: Index | None, model: Model | None) -> Ste
     if not made.puts:
         return []
     texts = _texts(made, index) if index is not None else []
-    statements = [lock_namespaces_statement((ns, (ns, key) in made.values) for ns, key in made.puts)]
+    statements = [
+        lock_namespaces_statement(
+            (ns, op.value is not None, op.ttl is not None) for (ns, _), op in made.puts.items()
+        )
+    ]
     if deleted := [address for address in made.puts if address not in made.values]:
         statements.append(Statement(SQL["delete_items"], {"deleted": _addresses_json(deleted)}))
     if made.values:
@@ -208,23 +200,12 @@ def _put_statements(made: Plan, index: Index | None, model: Model | None) -> Ste
         put = {"items": f"[{','.join(items)}]"}
         kept = [{"namespace": t.namespace, "key": t.key, "path": t.path, "text": t.text} for t in texts]
         statements.append(Statement(SQL["put_items"], put))
-        if any(op.ttl is not None for op in made.puts.values()):
-            statements.append(Statement(SQL["mark_expiring"], put))
         drop = {"items": _addresses_json(made.values), "texts": json.dumps(kept)}
         statements.append(Statement(SQL["drop_texts"], drop))
     if texts and index is not None and model is not None:
         vectors = yield from embed_texts((yield from new_texts(texts, model)), model)
         statements += put_texts_statements(texts, vectors, index, model)
     return statements
-
-
-def lock_namespaces_statement(namespaces: Iterable[tuple[Sequence[str], bool]]) -> Statement:
-    """Return the statement that comes first in a batch that writes; true: something is put there."""
-    wanted: dict[tuple[str, ...], bool] = {}
-    for labels, put in namespaces:
-        wanted[tuple(labels)] = wanted.get(tuple(labels), False) or put
-    rows = [{"labels": labels, "shard": shard_of(labels[0]), "put": put} for labels, put in wanted.items()]
-    return Statement(SQL["lock_namespaces"], {"namespaces": json.dumps(rows)})
 
 
 def _texts(made: Plan, index: Index) -> list[Text]:
@@ -241,7 +222,7 @@ def _addresses_json(addresses: Iterable[tuple[Sequence[str], str]]) -> str:
 
 
 def _checked_address(namespace: Sequence[str], key: object) -> Address:
-    if not namespace or not all(namespace):
+    if isinstance(namespace, str) or not namespace or not all(namespace):
         raise InvalidInputError(f"a namespace is a tuple of non-empty labels, not {namespace!r}")
     labels, name = (
         tuple(checked_text(label) for label in namespace),
@@ -256,16 +237,25 @@ def _checked_address(namespace: Sequence[str], key: object) -> Address:
     return labels, name
 
 
+def _check_value(op: PutOp) -> None:
+    if not isinstance(op.value, Mapping):
+        raise InvalidInputError(f"the value of {op.key!r} in {op.namespace!r} is no object: {op.value!r}")
+    paths: Any = op.index or []
+    if paths is True or isinstance(paths, str) or not all(isinstance(path, str) for path in paths):
+        raise InvalidInputError(f"index of {op.key!r} is a list of paths, or False, not {op.index!r}")
+
+
 def _check_page(limit: int, offset: int) -> None:
+    for number in (limit, offset):
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise InvalidInputError(f"limit and offset are whole numbers, not {number!r}")
     if limit < 0 or offset < 0:
         raise InvalidInputError(f"limit and offset can't be negative: limit={limit}, offset={offset}")
 
 
 def _check_ttl(op: PutOp) -> None:
-    if op.ttl is not None and not (
-        isinstance(op.ttl, int | float) and op.ttl is not True and 0 < op.ttl <= _MAX_TTL
-    ):
+    if op.ttl is not None and not is_ttl(op.ttl):
         raise InvalidInputError(
             f"the ttl of {op.key!r} in {op.namespace!r} is {op.ttl!r}; it is a number of minutes above 0, at "
-            f"most {_MAX_TTL:,}, or None"
+            f"most {MAX_TTL:,}, or None"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -16,10 +17,13 @@ from langmem_stack.sql import load
 from langmem_stack.sql.filters import EVERYTHING, compile_filter, in_namespace, shard_of
 from langmem_stack.store.embedding import Model
 from langmem_stack.store.index import Index, spoken_words, vector_text
+from langmem_stack.store.namespaces import LABELS
 
 SQL = load("search")
-LABELS = sql.SQL("namespace.labels")
+_log = logging.getLogger("langmem_stack.store")
 _CANDIDATES = 100  # of each leg at least; more change nothing that was measured
+# As an equation the planner would prefer the primary key, and sort all of the scope.
+_IN_SCOPE = sql.SQL("(namespace_id = ANY ((SELECT ids FROM scope)::integer[])) IS TRUE")
 _EXACT = 2_500  # texts in a scope that are looked at one by one; with more the HNSW index is faster
 
 
@@ -30,7 +34,7 @@ class Explanation:
     path: str
     """The path of the text that was found."""
     similarity: float | None
-    """Cosine similarity of its vector to the query's; None if it has no vector (yet)."""
+    """Cosine similarity of its vector to the query's; None if one of them has no vector (yet)."""
     bm25: float | None
     """What the query's words weigh in it and in the turns around it; None if none of them is there."""
     dense: float
@@ -76,8 +80,14 @@ def search_statement(
     return Statement(_search(op, index, model, scope, condition), params)
 
 
-def search_items(rows: Sequence[Row], *, explain: bool = False) -> list[SearchItem]:
+def search_items(rows: Sequence[Row], model: Model | None, *, explain: bool = False) -> list[SearchItem]:
     """Return the rows of `search_statement` as items; with ``explain`` as `FoundItem`."""
+    if model is not None and rows and rows[0].get("current_model") is False:
+        _log.warning(
+            "searching without vectors: the model %r was replaced by reembed(); open the store with "
+            "the new one",
+            model.name,
+        )
     if not explain:
         return [SearchItem(**item_fields(row), score=row["score"]) for row in rows]
     names = [field.name for field in fields(Explanation)]
@@ -141,6 +151,7 @@ def _composed_search(
                 type=vector_type,
                 sized_type=model.sized_type,
                 model=sql.Literal(model.id),
+                in_scope=EVERYTHING if shard is None and scope is EVERYTHING else _IN_SCOPE,
                 passes_embedding=passes("embedding", "text_id"),
                 passes_posting=passes("posting", "text_id"),
                 passes_text=passes("item_text", "id"),

@@ -12,6 +12,9 @@ from langgraph.store.base import (
     BaseStore,
     GetOp,
     Item,
+    ListNamespacesOp,
+    MatchCondition,
+    NamespacePath,
     NotProvided,
     Op,
     PutOp,
@@ -37,7 +40,7 @@ from langmem_stack.store.embedding import (
 from langmem_stack.store.index import Index
 from langmem_stack.store.operations import Plan, batch_steps, get_steps, plan
 from langmem_stack.store.reembed import Reembedded, reembed_steps
-from langmem_stack.store.ttl import Sweeper, checked_ttl_config, sweep_steps
+from langmem_stack.store.ttl import Sweeper, checked_ttl_config, is_ttl, sweep_steps
 
 
 class PgVectorStore(Closing, BaseStore):
@@ -253,6 +256,40 @@ class PgVectorStore(Closing, BaseStore):
         """As `delete`."""
         await self.abatch([PutOp(namespace, str(key), None)])
 
+    def list_namespaces(
+        self,
+        *,
+        prefix: NamespacePath | None = None,
+        suffix: NamespacePath | None = None,
+        max_depth: int | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[tuple[str, ...]]:
+        """Return the namespaces that hold items, sorted.
+
+        Args:
+            prefix: How they begin; ``*`` stands for any one label.
+            suffix: How they end, likewise.
+            max_depth: Cut them after so many labels, each cut one once.
+            limit: How many at most.
+            offset: How many to pass over.
+        """
+        op = _list_op(prefix, suffix, max_depth, limit, offset)
+        return cast("list[tuple[str, ...]]", self.batch([op])[0])
+
+    async def alist_namespaces(
+        self,
+        *,
+        prefix: NamespacePath | None = None,
+        suffix: NamespacePath | None = None,
+        max_depth: int | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[tuple[str, ...]]:
+        """As `list_namespaces`."""
+        op = _list_op(prefix, suffix, max_depth, limit, offset)
+        return cast("list[tuple[str, ...]]", (await self.abatch([op]))[0])
+
     def embed_pending(self, namespace: tuple[str, ...] = ()) -> int:
         """Give vectors to the texts below a namespace that wait for one; return how many got it."""
         return run(self.embed_pending_steps(namespace), self.connections)
@@ -301,6 +338,8 @@ class PgVectorStore(Closing, BaseStore):
         Returns:
             A future that is done once the sweeper has stopped; cancelling it stops the sweeper.
         """
+        if sweep_interval_minutes is not None and not is_ttl(sweep_interval_minutes):
+            raise InvalidInputError(f"sweep_interval_minutes={sweep_interval_minutes!r} is not above 0")
         minutes = sweep_interval_minutes or self.ttl_config.get("sweep_interval_minutes") or 5
         return self._sweeper.start(minutes)
 
@@ -381,3 +420,17 @@ class PgVectorStore(Closing, BaseStore):
 
     def _refreshes(self, asked: bool | None) -> bool:  # noqa: FBT001  # LangGraph's ``refresh_ttl``
         return self.ttl_config.get("refresh_on_read", True) if asked is None else asked
+
+
+def _list_op(
+    prefix: NamespacePath | None,
+    suffix: NamespacePath | None,
+    max_depth: int | None,
+    limit: int,
+    offset: int,
+) -> ListNamespacesOp:
+    conditions = [
+        *([MatchCondition("prefix", prefix)] if prefix else []),
+        *([MatchCondition("suffix", suffix)] if suffix else []),
+    ]
+    return ListNamespacesOp(tuple(conditions), max_depth, limit, offset)

@@ -9,11 +9,12 @@ from concurrent.futures import Future
 
 from langgraph.store.base import TTLConfig
 
-from langmem_stack.errors import ConfigurationError, LangmemStackError
+from langmem_stack.errors import ClosedError, ConfigurationError, LangmemStackError
 from langmem_stack.io.steps import Steps, query
 from langmem_stack.sql import load
 
 SQL = load("store")
+MAX_TTL = 1_000_000_000  # minutes; nineteen centuries, and a date that PostgreSQL and Python both know
 _AT_A_TIME = 1000  # items that one transaction deletes
 _KNOWN = TTLConfig.__annotations__
 _log = logging.getLogger("langmem_stack.store")
@@ -32,11 +33,16 @@ def checked_ttl_config(config: TTLConfig | None) -> TTLConfig:
         )
     for name in ("default_ttl", "sweep_interval_minutes"):
         minutes = given.get(name)
-        if minutes is not None and not (isinstance(minutes, int | float) and minutes > 0):
+        if minutes is not None and not is_ttl(minutes):
             raise ConfigurationError(
                 f"{name}={minutes!r} in the TTL config; it is a number of minutes above 0, or None"
             )
     return given
+
+
+def is_ttl(minutes: object) -> bool:
+    """Whether something is a time after which an item can expire, in minutes."""
+    return isinstance(minutes, int | float) and minutes is not True and 0 < minutes <= MAX_TTL
 
 
 def sweep_steps() -> Steps[int]:
@@ -81,11 +87,15 @@ class Sweeper:
         return not thread.is_alive()
 
     def _run(self, stop: threading.Event, done: Future[None], interval: float) -> None:
-        while not stop.is_set():
-            try:
-                self._sweep()
-            except LangmemStackError as error:
-                _log.warning("a sweep of expired items failed and is tried again: %s", error)
-            stop.wait(interval)
-        if not done.cancelled():
-            done.set_result(None)
+        try:
+            while not stop.is_set():
+                try:
+                    self._sweep()
+                except ClosedError:
+                    break
+                except LangmemStackError as error:
+                    _log.warning("a sweep of expired items failed and is tried again: %s", error)
+                stop.wait(interval)
+        finally:
+            if not done.cancelled():
+                done.set_result(None)

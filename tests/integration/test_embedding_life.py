@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -12,7 +14,10 @@ from langgraph.store.base import PutOp
 
 from langmem_stack import PgVectorStore
 from langmem_stack.errors import ConfigurationError, EmbeddingError
+from langmem_stack.io.drivers import run
+from langmem_stack.io.steps import transaction
 from langmem_stack.offline import LexicalEmbeddings
+from langmem_stack.store.namespaces import forget_items_statements
 from tests.conftest import Mode
 
 OLD = {"embed": "offline", "fields": ["text"]}
@@ -188,3 +193,83 @@ def test_two_reembeds_at_once_end_as_one(database: str) -> None:
             "SELECT count(*), count(DISTINCT text_id), count(DISTINCT model) FROM langmem_stack.embedding"
         ).fetchone()
     assert rows == (250, 250, 1)
+
+
+def test_a_text_that_is_replaced_while_it_is_embedded_stops_nothing(database: str) -> None:
+    """A vector for a text that is not there any more is left out; the new text gets its own."""
+    embeddings = Counting(64)
+    with (
+        PgVectorStore.from_conn_string(database, index=OLD) as old,
+        PgVectorStore.from_conn_string(database, index=replacing(embeddings)) as new,
+    ):
+        put_many(old, 150)
+        writing = threading.Event()
+
+        def write() -> None:
+            for turn in range(40):
+                writing.wait(10)
+                old.batch([PutOp(("n",), str(n), {"text": f"word{n} turn{turn}"}) for n in range(0, 150, 10)])
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        embeddings.on_page = writing.set
+        new.reembed()
+        writer.join()
+        new.embed_pending()
+
+        found = new.search(("n",), query="word10 turn39", limit=1, explain=True)
+        assert found[0].value == {"text": "word10 turn39"}
+        assert found[0].explanation.similarity == pytest.approx(1, abs=0.01)  # type: ignore[attr-defined]
+
+
+def test_a_setup_that_was_interrupted_before_its_index_is_completed(database: str) -> None:
+    """Setting up again makes the index that is missing."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("DROP INDEX langmem_stack.embedding_hnsw_1")
+
+        with PgVectorStore.from_conn_string(database, index=OLD) as store:
+            store.setup()
+
+        found = connection.execute("SELECT to_regclass('langmem_stack.embedding_hnsw_1')").fetchone()
+    assert found is not None
+    assert found[0] is not None
+
+
+def test_counters_and_words_are_exact_after_anything(database: str) -> None:
+    """Puts, deletes, sweeps and forgetting at once; then all that is derived agrees with a recount."""
+    with PgVectorStore.from_conn_string(database, index={**OLD, "fields": ["text", "tags[*]"]}) as store:
+
+        def work(number: int) -> None:
+            chance = random.Random(number)
+            for _ in range(40):
+                ops = []
+                for _ in range(5):
+                    tags = ["a", "b"][: chance.randint(0, 2)]
+                    value = {"text": f"t{chance.randint(0, 3)} x", "tags": tags}
+                    ops.append(
+                        PutOp(
+                            (f"u{chance.randint(0, 2)}", "n"),
+                            str(chance.randint(0, 9)),
+                            None if chance.random() < 0.3 else value,
+                            ttl=0.0001 if chance.random() < 0.2 else None,
+                        )
+                    )
+                store.batch(ops)
+                if chance.random() < 0.1:
+                    store.sweep_ttl()
+                if chance.random() < 0.05:
+                    run(transaction(*forget_items_statements(("u0",))), store.connections)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+    with psycopg.connect(database) as connection:
+        wrong = connection.execute(
+            "SELECT id FROM langmem_stack.namespace WHERE (texts, length) <> (SELECT count(*), "
+            "coalesce(sum(t.length), 0) FROM langmem_stack.item_text AS t WHERE namespace_id = namespace.id)"
+        ).fetchall()
+        words = "SELECT namespace_id, id, lexeme FROM langmem_stack.item_text, unnest(words)"
+        postings = "SELECT namespace_id, text_id, lexeme FROM langmem_stack.posting"
+        differing = connection.execute(
+            f"({words} EXCEPT {postings}) UNION ALL ({postings} EXCEPT {words})"
+        ).fetchall()
+    assert (wrong, differing) == ([], [])

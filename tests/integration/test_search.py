@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from typing import Any
@@ -17,6 +18,7 @@ from psycopg import sql
 from langmem_stack import PgVectorStore
 from langmem_stack.errors import ConfigurationError
 from langmem_stack.io.drivers import run
+from langmem_stack.store.index import Index
 from langmem_stack.store.search import Explanation, FoundItem, search_statement
 from tests.conftest import Mode
 
@@ -359,11 +361,20 @@ def walked_index(store: PgVectorStore, op: SearchOp) -> bool:
     index, model = run(store.model_steps(), store.connections)
     statement = search_statement(op, index, model, Points().embed_query(op.query or ""))
     assert store.connections.postgres is not None
-    with psycopg.connect(store.connections.postgres.conninfo, autocommit=True) as connection:
+    # Prepared, so that it is planned without its values, as on the store's own connections.
+    values = dict(statement.params or {})
+    names = list(values)
+    text = _composed(statement.text).as_string()
+    numbered = re.sub(r"%\((\w+)\)s", lambda name: f"${names.index(name[1]) + 1}", text)
+    with psycopg.connect(
+        store.connections.postgres.conninfo,
+        autocommit=True,
+        options="-c plan_cache_mode=force_generic_plan",
+    ) as connection:
+        connection.execute(sql.SQL("PREPARE search AS ") + sql.SQL(numbered))
+        given = sql.SQL(", ").join(sql.Literal(values[name]) for name in names)
         plan = connection.execute(
-            sql.SQL("EXPLAIN (ANALYZE, TIMING OFF, BUFFERS OFF) ")
-            + sql.Composed([_composed(statement.text)]),
-            statement.params,
+            sql.SQL("EXPLAIN (ANALYZE, TIMING OFF, BUFFERS OFF) EXECUTE search ({})").format(given)
         ).fetchall()
     lines = [line for (line,) in plan if "half_idx" in line or "embedding_hnsw" in line]
     return any("never executed" not in line for line in lines)
@@ -389,3 +400,97 @@ def test_equal_items_have_one_order_for_all_pages(words: PgVectorStore) -> None:
     for limit, offset in ((1, 0), (3, 0), (3, 3), (2, 1)):
         page = keys(words.search(("a",), query="same", limit=limit, offset=offset))
         assert page == everything[offset : offset + limit]
+
+
+def test_equal_session_ids_in_two_namespaces_are_two_conversations(words: PgVectorStore) -> None:
+    """Words of one user's turn do not count for another user's turn in a session of the same name."""
+    for user, text in (("ann", "my telescope is brass"), ("bob", "hello there"), ("cleo", "good morning")):
+        words.put(("team", user), "1", {"text": text, "session": "monday", "turn": 1})
+        words.put(("team", user), "2", {"text": "nothing else", "session": "monday", "turn": 2})
+
+    found = words.search(("team",), query="telescope", explain=True)
+
+    with_words = {(item.namespace[1], item.key) for item in found if explained(item).bm25}
+    assert with_words == {("ann", "1"), ("ann", "2")}
+
+
+@pytest.mark.parametrize("search", ["hybrid", "dense"])
+@pytest.mark.parametrize("structured", [False, True])
+def test_pages_of_a_search_show_each_item_once(empty_database: str, search: str, *, structured: bool) -> None:
+    """However small the pages: common words, rare words, and many ties."""
+    randomness = random.Random(3)
+    vocabulary = [f"word{n}" for n in range(18)]
+    config = {"embed": "offline", "fields": ["text"], "search": search}
+    with PgVectorStore.from_conn_string(empty_database, index=config) as store:
+        store.setup()
+        ops = []
+        for n in range(300):
+            text = " ".join(randomness.choices(vocabulary, k=randomness.randint(1, 9)))
+            place = {"session": f"s{n // 40}", "turn": n % 40} if structured else {}
+            ops.append(PutOp(("a",), f"k{n}", {"text": text, **place}))
+        store.batch(ops)
+        for query in ("word3 word5", "unheard of"):
+            whole = keys(store.search(("a",), query=query, limit=300))
+            paged = [
+                key
+                for start in range(0, 300, 23)
+                for key in keys(store.search(("a",), query=query, limit=23, offset=start))
+            ]
+            assert paged == whole
+            assert len(set(paged)) == 300
+
+
+def test_without_the_model_a_large_scope_lists_the_latest(crowded: PgVectorStore) -> None:
+    """Nothing is passed off as near when there is no vector to be near to."""
+    assert crowded.index is not None
+
+    def away(_: str) -> list[float]:
+        raise TimeoutError
+
+    object.__setattr__(crowded.index.embeddings, "embed_query", away)
+    crowded.put(("u", "large"), "newest", {"at": point([1.0] + [0.0] * 7)})
+
+    found = crowded.search(("u", "large"), query="1 0", limit=3)
+
+    assert found[0].key == "newest"
+    assert [item.score for item in found] == [None] * 3
+
+
+def test_json_keys_are_nobodys_names(empty_database: str) -> None:
+    """An item that is found by all of its JSON has no speaker by the look of it."""
+    with PgVectorStore.from_conn_string(empty_database, index={"embed": "offline"}) as store:
+        store.setup()
+        store.put(("a",), "1", {"city": "Lisbon"})
+
+        [found] = store.search(("a",), query="a city of Portugal", explain=True)
+
+    assert explained(found).speaker == 0
+
+
+def test_vectors_that_half_precision_can_not_hold_are_found_by_their_direction(points: PgVectorStore) -> None:
+    """Very short and very long vectors count like others, since only the angle does."""
+    huge = "9" * 200
+    for key, at in (("tiny", "0.000000000001 0"), ("huge", f"{huge} 0"), ("usual", "1 0"), ("other", "0 1")):
+        points.put(("a",), key, {"at": at})
+
+    found = points.search(("a",), query="3 0")
+
+    assert {item.key: round(item.score or 0, 3) for item in found} == {
+        "tiny": 1.0,
+        "huge": 1.0,
+        "usual": 1.0,
+        "other": 0.0,
+    }
+
+
+def test_the_rest_is_scored_like_the_found(words: PgVectorStore) -> None:
+    """Items beyond the candidates of both legs are ranked on the same scale, also when somebody is named."""
+    many = [f"Ann: apple {n} {'x' * n}" for n in range(1, 21)]
+    words.index = words.index and Index.from_config({"embed": Points(), "fields": ["text[*]"]})
+    words.batch([PutOp(("a",), f"{n:02}", {"text": many}) for n in range(60)])
+
+    found = words.search(("a",), query="Ann and her apple", limit=60)
+
+    scores = [item.score or 0 for item in found]
+    assert len({item.key for item in found}) == 60
+    assert scores == sorted(scores, reverse=True)

@@ -483,3 +483,12 @@ def test_a_down_server_is_an_error_of_recall(servers: Servers, mode: Mode, tmp_p
     with pytest.raises(StorageUnavailableError, match="no connection to PostgreSQL"):
         mode(memory, "recall", "u", "x")
     mode(memory, "close")
+
+
+def test_closing_the_memory_stops_its_sweeper(memory: MemoryStack) -> None:
+    """No thread goes on to sweep a database whose connections are closed."""
+    running = memory.store.start_ttl_sweeper(0.001)
+
+    memory.close()
+
+    assert running.done()

@@ -361,7 +361,7 @@ def test_an_embedding_outage_loses_no_item(
         mode(store, "put", ("a",), "k", {"text": "Bruno the dog"})
         assert mode(store, "search", ("a",), query="bruno")[0].score > 0
     assert "1 texts are stored without vectors for now" in caplog.text
-    assert "searching by words alone" in caplog.text
+    assert "searching without vectors" in caplog.text
 
     embeddings.broken = False
     assert mode(store, "embed_pending") == 1
