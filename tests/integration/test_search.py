@@ -363,8 +363,8 @@ def walked_index(store: PgVectorStore, op: SearchOp) -> bool:
     assert store.connections.postgres is not None
     # Prepared, so that it is planned without its values, as on the store's own connections.
     values = dict(statement.params or {})
-    names = list(values)
     text = _composed(statement.text).as_string()
+    names = [name for name in values if f"%({name})s" in text]
     numbered = re.sub(r"%\((\w+)\)s", lambda name: f"${names.index(name[1]) + 1}", text)
     with psycopg.connect(
         store.connections.postgres.conninfo,
