@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Test processes, each with embedded servers of its own; 0 is one without. Servers that are given by
+# LANGMEM_STACK_TEST_... URLs are shared, and some tests end all connections: then it is 0.
+WORKERS ?= $(if $(LANGMEM_STACK_TEST_POSTGRES_URL)$(LANGMEM_STACK_TEST_REDIS_URL),0,2)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types check bench notebooks lock clean
@@ -14,7 +17,7 @@ demo: $(READY) ## An agent that remembers across a restart, on embedded servers:
 	@$(BIN)/langmem-stack demo
 
 test: $(READY) ## The test suite, on real embedded PostgreSQL and Redis
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --durations=15
 
 lint: $(READY) ## ruff and the import contracts
 	$(BIN)/ruff check .
