@@ -51,10 +51,13 @@ _CONNECTION: Mapping[str, Any] = {
 # opened before the restart and held back while the others were tested.
 _RETRIES = 3
 # A search has branches that it does not take, and PostgreSQL takes their cost for that of the whole: it
-# would compile it, and plan it anew each time, which costs more than the search. Not behind a pooler (there
-# the process that answers has another id than the connection), where others would get these settings.
+# would compile it, and plan it anew each time, which costs more than the search. And it would rather read
+# a whole partition than a namespace's rows by the index, as if those came from a turning disk. Not behind a
+# pooler (there the process that answers has another id than the connection), where others would get these
+# settings.
 _SETTINGS = """
-SELECT set_config('jit', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false)
+SELECT set_config('jit', 'off', false), set_config('plan_cache_mode', 'force_generic_plan', false),
+       set_config('random_page_cost', '1.1', false)
 WHERE pg_backend_pid() = %s
 """
 _PASSING = ("starting up", "shutting down", "recovery", "too many", "connection slots")  # in its refusals

@@ -110,9 +110,22 @@ asked AS MATERIALIZED (
 -- there are; both weigh the same, and that the question names the speaker a tenth of that. An item counts
 -- by its best text.
 pool AS (
-    SELECT item_text.namespace_id, item_text.id, key, path, speaker, 1 - distance AS similarity, bm25
-    FROM near JOIN langmem_stack.item_text ON item_text.namespace_id = near.namespace_id AND id = text_id
-    LEFT JOIN weighed ON weighed.namespace_id = near.namespace_id AND weighed.place = item_text.place
+    -- The BM25 of what is near, whatever its rank in that: by a window over both, because a join would be
+    -- planned for a few rows and be quadratic in many.
+    SELECT namespace_id, id, key, path, speaker, similarity, bm25
+    FROM (
+        SELECT namespace_id, id, key, path, speaker, similarity,
+               max(bm25) OVER (PARTITION BY namespace_id, place) AS bm25
+        FROM (
+            SELECT item_text.namespace_id, place, item_text.id, key, path, speaker,
+                   1 - distance AS similarity, NULL::float8 AS bm25
+            FROM near
+            JOIN langmem_stack.item_text ON item_text.namespace_id = near.namespace_id AND id = text_id
+            UNION ALL
+            SELECT namespace_id, place, NULL, NULL, NULL, NULL, NULL, bm25 FROM weighed
+        ) AS met
+    ) AS heard_too
+    WHERE id IS NOT NULL
     UNION ALL
     SELECT item_text.namespace_id, item_text.id, key, path, speaker, 1 - ({column} <=> %(vector)s::{type}), bm25
     FROM lexical JOIN langmem_stack.item_text

@@ -190,7 +190,8 @@ class PgVectorStore(Closing, BaseStore):
             query: In plain words.
             filter: On the values; see `langmem_stack.sql.filters`.
             limit: How many at most.
-            offset: How many of the best to pass over.
+            offset: How many of the best to pass over. All pages are cut from one ranking, in scopes of more
+                than 1,000 texts up to the hundredth item; pages behind it may repeat some.
             refresh_ttl: Whether the TTL of what is returned begins anew; the config's choice by default.
             explain: Return `FoundItem` objects, whose ``explanation`` says how each score came about.
         """
@@ -304,7 +305,9 @@ class PgVectorStore(Closing, BaseStore):
         Searches answer from the old vectors until all new ones are there. Then the new model counts,
         what was put meanwhile is embedded, and the old vectors are deleted. An interrupted call is
         repeated and goes on where it was. Stores that are open with the old model find by words alone
-        from then on, and say so in the log; open them with the new one.
+        from then on, and say so in the log; open them with the new one. Writers wait once, while the
+        index for the new vectors is made, which reads the old ones through. One replacement at a time:
+        another one to a third model would drop what this one has filled in.
 
         Args:
             progress: Called with how many texts have their new vector, and how many there are.
