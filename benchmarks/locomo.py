@@ -12,7 +12,7 @@ holds evidence, any@5 and all@5 how often the first five sessions hold some of i
 
 | store                  | R@5  | R@10 | R@20 | R@50 | hit@1 | any@5 | all@5 |
 |------------------------|------|------|------|------|-------|-------|-------|
-| `store`                | .714 | .798 | .858 | .912 | .776  | .952  | .864  |
+| `store`                | .714 | .798 | .860 | .915 | .776  | .952  | .864  |
 | dense: `PostgresStore` |      | .511 |      | .732 | .452  |       |       |
 """
 
