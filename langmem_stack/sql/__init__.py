@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from typing import LiteralString
 
 _NAME = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 
 
+@cache
 def load(name: str) -> Mapping[str, LiteralString]:
     """Return the statements of ``<name>.sql`` by their names."""
     text = (resources.files(__package__) / f"{name}.sql").read_text(encoding="utf-8")
