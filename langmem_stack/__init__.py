@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from langmem_stack.retriever import MemoryRetriever
     from langmem_stack.stack import MemoryStack
     from langmem_stack.store import PgVectorStore
+    from langmem_stack.summarizing import SummarizingMemory
 
 __all__ = [
     "LangmemStackError",
@@ -22,6 +23,7 @@ __all__ = [
     "MemoryStack",
     "PgVectorStore",
     "RedisChatMessageHistory",
+    "SummarizingMemory",
     "create_memory_agent",
 ]
 
@@ -31,6 +33,7 @@ _HOME = {
     "MemoryStack": "langmem_stack.stack",
     "PgVectorStore": "langmem_stack.store",
     "RedisChatMessageHistory": "langmem_stack.history",
+    "SummarizingMemory": "langmem_stack.summarizing",
     "create_memory_agent": "langmem_stack.agent",
 }
 

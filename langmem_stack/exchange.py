@@ -11,14 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from langchain_core.messages import BaseMessage
 
 from langmem_stack.errors import StorageUnavailableError
-from langmem_stack.io.steps import Steps, commands, together, transaction
-from langmem_stack.messages import window
+from langmem_stack.io.steps import Steps, together, transaction
 from langmem_stack.outbox import Outbox
 from langmem_stack.recall import Memory, memories, recall_op
 from langmem_stack.scope import thread_keys
@@ -26,8 +25,16 @@ from langmem_stack.settings import Settings
 from langmem_stack.store import PgVectorStore
 from langmem_stack.store.embedding import embed_query
 from langmem_stack.store.search import search_items, search_statement
-from langmem_stack.transcript import Entry, newest_ids, newest_ids_statement, read_steps
-from langmem_stack.working import WorkingSession, append_steps, newest, newest_command
+from langmem_stack.transcript import (
+    Entry,
+    clear_steps,
+    fold_steps,
+    tail_ids,
+    tail_ids_statement,
+    tail_steps,
+)
+from langmem_stack.window import newest
+from langmem_stack.working import Running, WorkingSession
 
 _log = logging.getLogger("langmem_stack.exchange")
 
@@ -36,6 +43,8 @@ _log = logging.getLogger("langmem_stack.exchange")
 class Loaded:
     """What a turn begins with."""
 
+    summary: str
+    """What was said before ``recent``, where it has been summarised; else empty."""
     recent: list[BaseMessage]
     """The running conversation, oldest first, within the window."""
     recalled: list[Memory]
@@ -44,8 +53,8 @@ class Loaded:
     """What was left out because it was out of reach: ``redis``, ``postgres``, ``embeddings``."""
 
 
-class Conversation:
-    """One session of one user, over both tiers; its methods are steps."""
+class RecordedConversation:
+    """One session of one user, over both tiers; its methods are steps. See `Conversation`."""
 
     def __init__(self, store: PgVectorStore, settings: Settings, user_id: str, session_id: str) -> None:
         """Name the session; its ids were checked."""
@@ -55,7 +64,8 @@ class Conversation:
         # One message more than the window tells a window that was cut from one that was not.
         self._limit = settings.window + 1
         keys = thread_keys(settings.redis_prefix, user_id, session_id)
-        self._working = WorkingSession(keys, settings.session_ttl, keep=self._limit)
+        self._working = WorkingSession(keys, settings.session_ttl)
+        self._behind = True  # nothing was read yet, and something may wait in the outbox
 
     def load_steps(self, question: str) -> Steps[Loaded]:
         """Read the running conversation and recall what is relevant: a round trip to each tier.
@@ -63,45 +73,68 @@ class Conversation:
         Raises:
             StorageUnavailableError: Both tiers are out of reach.
         """
-        working, record = yield from together(self._read_working(), self._read_record(question))
+        working, record = yield from together(self._read_working(self._limit), self._read_record(question))
         degraded = _out_of_reach({"redis": working, "postgres": record})
-        recent: list[BaseMessage] = [] if "redis" in degraded else working[0]
         recalled: list[Memory] = []
         if "postgres" not in degraded:
-            recorded, recalled, embedded = record
+            *recorded, recalled, embedded = record
             degraded += [] if embedded else ["embeddings"]
-            try:
-                if "redis" in degraded:
-                    recent = [entry.message for entry in (yield from self._read_transcript())]
-                elif working[1] or [message.id for message in recent] != recorded:
-                    recent = yield from self._rehydrate(waiting=working[1] > 0)
-            except StorageUnavailableError as error:
-                _log.warning("going on with what is in Redis alone: %s", error)
-                degraded += ["postgres"]
-        recent = window(recent, self._settings.window)
+            record = recorded
+        running = yield from self._reconciled(working, record, self._limit, degraded)
+        recent = newest(
+            running.messages, whole=len(running.messages) < self._limit, size=self._settings.window
+        )
         shown = {message.id for message in recent}
         unseen = [
             memory
             for memory in recalled
             if memory.session_id != self.session_id or shown.isdisjoint(memory.message_ids)
         ]
-        return Loaded(recent, unseen[: self._settings.recall_limit], degraded)
+        return Loaded(running.summary, recent, unseen[: self._settings.recall_limit], degraded)
 
-    def entries(self, messages: Sequence[BaseMessage], occurred_at: datetime) -> list[Entry]:
+    def read_steps(self, limit: int | None = None) -> Steps[Running]:
+        """Read the running conversation: a round trip to each tier.
+
+        Raises:
+            StorageUnavailableError: Both tiers are out of reach.
+        """
+        working, record = yield from together(self._read_working(limit), self._read_tail(limit))
+        degraded = _out_of_reach({"redis": working, "postgres": record})
+        running = yield from self._reconciled(working, record, limit, degraded)
+        self._behind = bool(degraded)
+        return running
+
+    def messages_steps(self, limit: int | None = None) -> Steps[list[BaseMessage]]:
+        """As `read_steps`, the messages alone."""
+        return (yield from self.read_steps(limit)).messages
+
+    def append_steps(
+        self, messages: Sequence[tuple[str, BaseMessage]], keep: int | None = None
+    ) -> Steps[list[str]]:
+        """Record messages that are said now; as `record_steps`, but Redis keeps ``keep``, or all."""
+        if not messages:
+            return []
+        degraded = yield from self._append(messages, datetime.now(UTC), keep, behind=self._behind)
+        self._behind = bool(degraded)
+        return degraded
+
+    def entries(self, messages: Sequence[tuple[str, BaseMessage]], occurred_at: datetime) -> list[Entry]:
         """Return messages as entries of this session's transcript.
 
         Raises:
             InvalidInputError: A message has no fit id, or the time has no zone; see `Entry`.
         """
-        return [Entry(self.user_id, self.session_id, m.id or "", m, occurred_at) for m in messages]
+        return [
+            Entry(self.user_id, self.session_id, name, message, occurred_at) for name, message in messages
+        ]
 
     def record_steps(
-        self, messages: Sequence[BaseMessage], occurred_at: datetime, *, behind: bool = False
+        self, messages: Sequence[tuple[str, BaseMessage]], occurred_at: datetime, *, behind: bool = False
     ) -> Steps[list[str]]:
         """Record an exchange in both tiers: a round trip to each. Repeating it changes nothing.
 
         Args:
-            messages: The exchange, oldest first; every message has an id.
+            messages: Pairs of id and message, oldest first.
             occurred_at: When it was said, with a time zone.
             behind: Whether a tier was out of reach when the turn began: then something may wait in the
                 outbox, and is recorded first, to keep the order.
@@ -112,50 +145,126 @@ class Conversation:
         Raises:
             StorageUnavailableError: Both tiers are out of reach; the exchange is not recorded.
         """
+        return (yield from self._append(messages, occurred_at, self._limit, behind=behind))
+
+    def clear_steps(self) -> Steps[None]:
+        """Begin a new running conversation; what was said stays in the transcript.
+
+        Raises:
+            StorageUnavailableError: PostgreSQL is out of reach; nothing has changed.
+        """
+        try:
+            waiting = yield from self._outbox.read_steps()
+        except StorageUnavailableError as error:
+            _log.warning("what waits in Redis goes on waiting: %s", error)
+            waiting = []
+        yield from self._outbox.record_steps(waiting)
+        yield from clear_steps(self.user_id, self.session_id)
+        try:
+            yield from self._working.clear_steps()
+        except StorageUnavailableError as error:
+            _log.warning("Redis will notice later that a new conversation began: %s", error)
+
+    def fold_steps(self, running: Running, count: int, summary: str) -> Steps[bool]:
+        """Let a summary cover the first messages of what was read too, if they still are the first.
+
+        Raises:
+            StorageUnavailableError: PostgreSQL is out of reach; nothing has changed.
+        """
+        ids = running.ids[:count]
+        folded = yield from fold_steps(self.user_id, self.session_id, running.summary, ids, summary)
+        try:
+            # Where Redis holds something else, the next read notices.
+            yield from self._working.fold_steps(running, count, summary)
+        except StorageUnavailableError as error:
+            _log.warning("Redis will notice later what was summarised: %s", error)
+        return folded
+
+    def lock_steps(self, token: str, seconds: float) -> Steps[bool]:
+        """Take the lock on summarising, or keep it; without Redis, summarise without."""
+        try:
+            return (yield from self._working.lock_steps(token, seconds))
+        except StorageUnavailableError:
+            return True  # the swap in PostgreSQL lets only one succeed
+
+    def unlock_steps(self, token: str) -> Steps[None]:
+        """Release the lock, if the token holds it."""
+        try:
+            yield from self._working.unlock_steps(token)
+        except StorageUnavailableError as error:
+            _log.warning("the lock on summarising will expire by itself: %s", error)
+
+    def _append(
+        self,
+        messages: Sequence[tuple[str, BaseMessage]],
+        occurred_at: datetime,
+        keep: int | None,
+        *,
+        behind: bool,
+    ) -> Steps[list[str]]:
         entries = self.entries(messages, occurred_at)
-        pairs = [(entry.message_id, entry.message) for entry in entries]
         working, record = yield from together(
-            append_steps(self._working, pairs), self._record(entries, behind=behind)
+            self._working.append_steps(messages, keep), self._record(entries, behind=behind)
         )
         degraded = _out_of_reach({"redis": working, "postgres": record})
         if "postgres" in degraded:
             yield from self._outbox.put_steps(entries)
         return degraded
 
-    def _read_working(self) -> Steps[tuple[list[BaseMessage], int]]:
-        """Return the end of the conversation, and how many messages wait in the outbox."""
-        lines, waiting = yield from commands(
-            newest_command(self._working.keys, self._limit), self._outbox.length_command()
-        )
-        return newest(self._working.keys, lines), waiting
+    def _read_working(self, limit: int | None) -> Steps[Running]:
+        return (yield from self._working.read_steps(limit, self._outbox.key))
 
-    def _read_record(self, question: str) -> Steps[tuple[list[str], list[Memory], bool]]:
-        """Return the newest ids in the record, what is recalled, and whether the model could be asked."""
+    def _read_tail(self, limit: int | None) -> Steps[tuple[str, list[str]]]:
+        """Return the summary and the ids of the newest messages in the record."""
+        [rows] = yield from transaction(tail_ids_statement(self.user_id, self.session_id, limit))
+        return tail_ids(rows)
+
+    def _read_record(self, question: str) -> Steps[tuple[str, list[str], list[Memory], bool]]:
+        """Return as `_read_tail`, and what is recalled, and whether the model could be asked."""
         index, model = yield from self._store.model_steps()
         # A message without words, such as a picture, asks memory nothing.
         vector = (yield from embed_query(question, model)) if question else None
         # Some of what is found may be in the window; what is left should still fill the limit.
         op = recall_op(self.user_id, question, self._settings.recall_limit + self._settings.window)
-        ids, found = yield from transaction(
-            newest_ids_statement(self.user_id, self.session_id, self._limit),
+        tail, found = yield from transaction(
+            tail_ids_statement(self.user_id, self.session_id, self._limit),
             search_statement(op, index, model, vector),
         )
-        return newest_ids(ids), memories(search_items(found, model)), vector is not None or not question
+        return *tail_ids(tail), memories(search_items(found, model)), vector is not None or not question
 
-    def _read_transcript(self) -> Steps[list[Entry]]:
-        return (yield from read_steps(self.user_id, self.session_id, self._limit))
+    def _reconciled(
+        self, working: Running, record: Sequence[Any], limit: int | None, degraded: list[str]
+    ) -> Steps[Running]:
+        """Return the running conversation as the record has it, or as Redis does where that is out of reach.
 
-    def _rehydrate(self, *, waiting: bool) -> Steps[list[BaseMessage]]:
+        A tier that turns out to be away only now is added to ``degraded``.
+        """
+        if "postgres" in degraded:
+            return working
+        try:
+            if "redis" in degraded:
+                return (yield from tail_steps(self.user_id, self.session_id, limit))
+            in_redis = (working.summary, working.ids)
+            if working.waiting or in_redis != tuple(record) or len(working.ids) != len(working.messages):
+                return (yield from self._rehydrate(limit, waiting=working.waiting > 0))
+        except StorageUnavailableError as error:
+            if "redis" in degraded:
+                raise
+            _log.warning("going on with what is in Redis alone: %s", error)
+            degraded.append("postgres")
+        return working
+
+    def _rehydrate(self, limit: int | None, *, waiting: bool) -> Steps[Running]:
         """Return the end of the transcript, and put it into Redis, which expired, lost it or lags behind."""
         if waiting:
             yield from self._outbox.record_steps((yield from self._outbox.read_steps()))
-        entries = yield from self._read_transcript()
+        running = yield from tail_steps(self.user_id, self.session_id, limit)
         try:
-            pairs = [(entry.message_id, entry.message) for entry in entries]
-            yield from append_steps(self._working, pairs, replace=True)
+            pairs = list(zip(running.ids, running.messages, strict=True))
+            yield from self._working.replace_steps(pairs, running.summary)
         except StorageUnavailableError as error:
             _log.warning("the conversation is not in Redis for now: %s", error)
-        return [entry.message for entry in entries]
+        return running
 
     def _record(self, entries: Sequence[Entry], *, behind: bool) -> Steps[None]:
         waiting: list[bytes] = []

@@ -1,135 +1,230 @@
-"""`RedisChatMessageHistory`: LangChain's chat history on plain Redis."""
+"""Chat histories: a running conversation behind LangChain's `BaseChatMessageHistory`."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage
+from langchain_core.messages.utils import count_tokens_approximately
 
 from langmem_stack.errors import ConfigurationError, InvalidInputError
 from langmem_stack.io.closing import Closing
 from langmem_stack.io.drivers import Connections, arun, run
 from langmem_stack.io.redis import Redis
-from langmem_stack.io.steps import Steps, commands
-from langmem_stack.messages import window
+from langmem_stack.io.redis_clients import Client
+from langmem_stack.io.steps import Steps
 from langmem_stack.scope import history_keys
 from langmem_stack.settings import DEFAULT_PREFIX
-from langmem_stack.working import WorkingSession, append_steps, newest, newest_command
+from langmem_stack.window import CountTokens, newest
+from langmem_stack.working import Conversation, WorkingSession
+
+_LONGEST_TTL = 100 * 365.25 * 86400  # seconds; Redis refuses what overflows its clock
+_FEWEST_TOKENS = 4  # of a message, its role and what delimits it included; bounds how many are read
 
 
-class RedisChatMessageHistory(Closing, BaseChatMessageHistory):
-    """The messages of one session, in any Redis from 6.2 on; sync and async in one object.
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How much of a conversation a history returns."""
 
-    Every message comes back equal to what was added. Each call is one round trip and atomic. A message
-    that has an ``id`` is appended once, so that adding it again after a failure is safe.
+    size: int | None = None
+    """Messages; None: any number."""
+    max_tokens: int | None = None
+    """Tokens; None: any number."""
+    count: CountTokens = count_tokens_approximately
+    """What counts them."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no window.
+
+        Raises:
+            InvalidInputError: One is not positive.
+        """
+        for name, number in (("window", self.size), ("max_tokens", self.max_tokens)):
+            if number is not None and number <= 0:
+                raise InvalidInputError(f"{name} must be positive, not {number!r}; leave it out for none")
+
+    @property
+    def limit(self) -> int | None:
+        """How many messages to read: one more than fit, which tells whether something lies before them."""
+        sizes = [] if self.size is None else [self.size]
+        sizes += [] if self.max_tokens is None else [self.max_tokens // _FEWEST_TOKENS]
+        return min(sizes) + 1 if sizes else None
+
+
+class ConversationHistory(Closing, BaseChatMessageHistory):
+    """A running conversation as a chat history, sync and async in one object.
+
+    `MemoryStack.history` returns one that has the transcript behind it; `RedisChatMessageHistory` is one
+    in Redis alone.
+    """
+
+    def __init__(self, conversation: Conversation, connections: Connections, window: Window) -> None:
+        """Take a conversation, what its steps run on, and how much of it to return."""
+        self.conversation, self.connections = conversation, connections
+        self._window = window
+
+    @property
+    def messages(self) -> list[BaseMessage]:  # type: ignore[override]  # upstream declares a plain attribute
+        """The messages, oldest first: all that no summary covers, or the newest that fit into the window.
+
+        A window begins with a human message, or with the conversation, and leaves out tool calls
+        without their answers and answers without their call. If the last exchange alone is larger than
+        the window, it is empty.
+
+        Raises:
+            CorruptDataError: Something else lies under the session's key.
+            StorageUnavailableError: No server is reachable.
+        """
+        return run(self._read_steps(), self.connections)
+
+    async def aget_messages(self) -> list[BaseMessage]:
+        """As `messages`."""
+        return await arun(self._read_steps(), self.connections)
+
+    @property
+    def summary(self) -> str:
+        """What was said before `messages`, as a `SummarizingMemory` summarised it; empty if none did."""
+        return run(self._summary_steps(), self.connections)
+
+    async def aget_summary(self) -> str:
+        """As `summary`."""
+        return await arun(self._summary_steps(), self.connections)
+
+    def add_messages(self, messages: Sequence[BaseMessage]) -> None:
+        """Append messages in order, all or none. One whose id is there already changes nothing.
+
+        Raises:
+            InvalidInputError: One is no message, or holds what JSON can't; nothing was written.
+            CorruptDataError: Something else lies under the session's key.
+            StorageUnavailableError: No server is reachable.
+        """
+        run(self._append_steps(messages), self.connections)
+
+    async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
+        """As `add_messages`."""
+        await arun(self._append_steps(messages), self.connections)
+
+    def clear(self) -> None:
+        """Begin anew, without messages and without a summary."""
+        run(self.conversation.clear_steps(), self.connections)
+
+    async def aclear(self) -> None:
+        """As `clear`."""
+        await arun(self.conversation.clear_steps(), self.connections)
+
+    def close(self) -> None:
+        """Close the connections that this object opened; those that were passed in stay open."""
+
+    async def aclose(self) -> None:
+        """As `close`."""
+
+    def _read_steps(self) -> Steps[list[BaseMessage]]:
+        window, limit = self._window, self._window.limit
+        read = yield from self.conversation.messages_steps(limit)
+        if limit is None:
+            return read
+        return newest(
+            read,
+            whole=len(read) < limit,
+            size=window.size,
+            max_tokens=window.max_tokens,
+            count=window.count,
+        )
+
+    def _summary_steps(self) -> Steps[str]:
+        return (yield from self.conversation.read_steps(1)).summary
+
+    def _append_steps(self, messages: Sequence[BaseMessage]) -> Steps[None]:
+        yield from self.conversation.append_steps(named(messages), self._window.limit)
+
+
+class RedisChatMessageHistory(ConversationHistory):
+    """The messages of one session, in any Redis from 6.2 on, Valkey or a Cluster.
+
+    Every message comes back equal to what was added. Each call is one round trip and atomic, and its cost
+    does not grow with the conversation. A message that has an ``id`` is appended once, so that adding it
+    again after a failure is safe. The history stands alone: what expires from Redis is gone. With
+    `MemoryStack.history` it stays in the transcript, and comes back.
 
         history = RedisChatMessageHistory("session-1", redis_url="redis://localhost:6379/0", ttl=3600)
         history.add_messages([HumanMessage("I'm Priya"), AIMessage("Hello Priya")])
         history.messages
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # a client's options
         self,
         session_id: str,
         redis_url: str | None = None,
         *,
-        redis: Redis | None = None,
-        user_id: str | None = None,
+        client: Client | None = None,
         ttl: float | None = None,
+        sliding: bool = True,
         window: int | None = None,
+        max_tokens: int | None = None,
+        token_counter: CountTokens = count_tokens_approximately,
         prefix: str = DEFAULT_PREFIX,
     ) -> None:
         """Name a session; nothing is opened before the first call.
 
         Args:
             session_id: Any non-empty string, whatever characters it holds.
-            redis_url: Where Redis is; the history closes what it opens (``with`` or `close`).
-            redis: Connections that someone else owns, instead of ``redis_url``.
-            user_id: The user whose session it is; sessions of different users never meet.
-            ttl: Seconds after the last ``add_messages`` in which the session expires as a whole.
-            window: How many of the newest messages `messages` returns at most. It never begins
-                with a tool message, and when it does not reach back to the session's beginning it
-                begins with a human message where it holds one.
+            redis_url: Where Redis is: ``redis://``, ``rediss://``, ``unix://``, or ``redis+cluster://`` for
+                any node of a Cluster. The history closes what it opens (``with`` or `close`).
+            client: Instead of a URL a redis-py client, Cluster client or connection pool of yours, which
+                stays open. A plain one serves the async methods too, in a thread; an async one serves
+                these alone.
+            ttl: Seconds after which the session expires as a whole.
+            sliding: Whether they begin anew with each ``add_messages``, or began with the first.
+            window: How many of the newest messages `messages` returns at most. All stay in Redis.
+            max_tokens: How many tokens `messages` returns at most. A message counts as four at least.
+            token_counter: What counts them, from a list of messages; LangChain's approximation by default.
             prefix: What all keys in Redis begin with.
 
         Raises:
-            InvalidInputError: An id is not a non-empty string, or ttl or window is not positive.
-            ConfigurationError: Neither or both of ``redis_url`` and ``redis`` are given.
+            InvalidInputError: ``session_id`` or ``prefix`` is not a non-empty string, or ``ttl``, ``window``
+                or ``max_tokens`` is not positive.
+            ConfigurationError: Neither or both of ``redis_url`` and ``client`` are given, or they can't be
+                used.
         """
-        ids = (
-            {"session_id": session_id} if user_id is None else {"session_id": session_id, "user_id": user_id}
-        )
-        for name, value in ids.items():
+        for name, value in (("session_id", session_id), ("prefix", prefix)):
             if not isinstance(value, str) or not value:
                 raise InvalidInputError(f"{name} must be a non-empty string, not {value!r}")
-        for name, number in (("ttl", ttl), ("window", window)):
-            if number is not None and number <= 0:
-                raise InvalidInputError(f"{name} must be positive, not {number!r}; leave it out for none")
-        if (redis_url is None) == (redis is None):
-            raise ConfigurationError("pass redis_url, or redis for connections that you own, and not both")
+        if ttl is not None and not 0 < ttl < _LONGEST_TTL:
+            raise InvalidInputError(
+                f"ttl must be positive, and less than a hundred years, not {ttl!r}; leave it out for none"
+            )
+        target = redis_url if client is None else client
+        if target is None or (redis_url is not None and client is not None):
+            raise ConfigurationError("pass redis_url, or client for connections that you own, and not both")
         self.session_id = session_id
-        self._session = WorkingSession(history_keys(prefix, session_id, user_id), ttl)
-        self._window = window
-        self._owned = Redis(redis_url) if redis_url is not None else None
-        self._connections = Connections(redis=redis or self._owned)
-
-    @property
-    def messages(self) -> list[BaseMessage]:  # type: ignore[override]  # upstream declares a plain attribute
-        """The messages, oldest first, at most the window.
-
-        Raises:
-            CorruptDataError: Something else lies under the session's key.
-            StorageUnavailableError: Redis is not reachable.
-        """
-        return run(self._read_steps(), self._connections)
-
-    async def aget_messages(self) -> list[BaseMessage]:
-        """As `messages`."""
-        return await arun(self._read_steps(), self._connections)
-
-    def add_messages(self, messages: Sequence[BaseMessage]) -> None:
-        """Append messages in order, all or none, and slide the time to live.
-
-        Raises:
-            InvalidInputError: A message holds what JSON can't; nothing was written.
-            CorruptDataError: Something else lies under the session's key.
-            StorageUnavailableError: Redis is not reachable.
-        """
-        run(self._append_steps(messages), self._connections)
-
-    async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
-        """As `add_messages`."""
-        await arun(self._append_steps(messages), self._connections)
-
-    def clear(self) -> None:
-        """Delete the session's messages."""
-        run(self._clear_steps(), self._connections)
-
-    async def aclear(self) -> None:
-        """As `clear`."""
-        await arun(self._clear_steps(), self._connections)
+        self._redis = Redis(target)
+        session = WorkingSession(history_keys(prefix, session_id), ttl, sliding)
+        super().__init__(session, Connections(redis=self._redis), Window(window, max_tokens, token_counter))
 
     def close(self) -> None:
-        """Close the connections that this object opened; those that were passed in stay open."""
-        if self._owned is not None:
-            self._owned.close()
+        """Close the connections that this object opened; a client that was passed in stays open."""
+        self._redis.close()
 
     async def aclose(self) -> None:
         """As `close`."""
-        if self._owned is not None:
-            await self._owned.aclose()
+        await self._redis.aclose()
 
-    def _read_steps(self) -> Steps[list[BaseMessage]]:
-        # One more than the window, to know whether something lies before it.
-        limit = None if self._window is None else self._window + 1
-        [lines] = yield from commands(newest_command(self._session.keys, limit))
-        return window(newest(self._session.keys, lines), self._window)
+    def _append_steps(self, messages: Sequence[BaseMessage]) -> Steps[None]:
+        yield from self.conversation.append_steps(named(messages))
 
-    def _append_steps(self, messages: Sequence[BaseMessage]) -> Steps[int]:
-        named = [(message.id or uuid.uuid4().hex, message) for message in messages]
-        return (yield from append_steps(self._session, named))
 
-    def _clear_steps(self) -> Steps[None]:
-        yield from commands(("DEL", self._session.keys.messages, self._session.keys.ids))
+def named(messages: Sequence[BaseMessage]) -> list[tuple[str, BaseMessage]]:
+    """Return each message with what it is known by: its id, or one that is made up now.
+
+    Raises:
+        InvalidInputError: One is no message.
+    """
+    for message in messages:
+        if not isinstance(message, BaseMessage):
+            raise InvalidInputError(
+                f"a history takes messages such as HumanMessage('hello'), not {message!r}"
+            )
+    return [(message.id or uuid.uuid4().hex, message) for message in messages]

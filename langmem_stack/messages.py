@@ -4,38 +4,40 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
     HumanMessage,
-    ToolMessage,
-    message_to_dict,
     messages_from_dict,
 )
 
 from langmem_stack.errors import CorruptDataError, InvalidInputError
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_NONE = object()  # no default
 
 
 def encode(message: BaseMessage) -> str:
     """Return a message as ASCII JSON text.
 
-    The form is that of langchain-core's `message_to_dict`. Characters beyond ASCII, NUL and lone
-    surrogates among them, are written as escapes, so that they pass through Redis and through
-    PostgreSQL's ``json`` type unchanged.
+    The form is that of langchain-core's `message_to_dict` without the fields that hold their default.
+    Characters beyond ASCII, NUL and lone surrogates among them, are written as escapes, so that they
+    pass through Redis and through PostgreSQL's ``json`` type unchanged.
 
     Raises:
         InvalidInputError: The message holds something that JSON can't, such as a tool's artifact
             that is an object.
     """
-    plain = message_to_dict(message)
+    fields = {**message.__dict__, **(message.__pydantic_extra__ or {})}
+    defaults = _defaults(type(message))
     try:
-        text = json.dumps(plain, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
+        data = {name: value for name, value in fields.items() if not _is(value, defaults.get(name, _NONE))}
+        text = _JSON.encode({"type": message.type, "data": data})
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(
             f"a {type(message).__name__} can't be stored as JSON ({error}); keep objects out of its content, "
             "additional_kwargs and artifact"
@@ -46,6 +48,21 @@ def encode(message: BaseMessage) -> str:
             "classes, lists instead of tuples, strings as keys, and no objects such as a Document"
         )
     return text
+
+
+@cache
+def _defaults(kind: type[BaseMessage]) -> dict[str, Any]:
+    """Return what the fields of a message class hold where nothing else was said."""
+    return {
+        name: field.get_default(call_default_factory=True)
+        for name, field in kind.model_fields.items()
+        if not field.is_required()
+    }
+
+
+def _is(value: object, default: object) -> bool:
+    """Whether a value is its field's default; 0 and 1 are not False and True."""
+    return type(value) is type(default) and value == default
 
 
 def decode(text: str | bytes, *, where: str = "a message") -> BaseMessage:
@@ -76,27 +93,6 @@ def text_of(message: BaseMessage) -> str:
 def storable_text(text: str) -> str:
     """Return text with what PostgreSQL can't hold (NUL, lone surrogates) replaced by U+FFFD."""
     return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def window(messages: Sequence[BaseMessage], size: int | None) -> list[BaseMessage]:
-    """Return the newest messages, at most ``size``, that a model accepts as a conversation's beginning.
-
-    When the window does not reach back to the beginning, it begins at its first human message, if it
-    holds one. A tool message whose call is not in the window is left out.
-    """
-    newest = list(messages if size is None else messages[max(0, len(messages) - size) :])
-    if len(newest) < len(messages):
-        first = next((i for i, message in enumerate(newest) if isinstance(message, HumanMessage)), 0)
-        newest = newest[first:]
-    called: set[str] = set()
-    kept: list[BaseMessage] = []
-    for message in newest:
-        if isinstance(message, ToolMessage) and message.tool_call_id not in called:
-            continue
-        if isinstance(message, AIMessage):
-            called.update(call["id"] for call in message.tool_calls if call["id"])
-        kept.append(message)
-    return kept
 
 
 def is_said(message: BaseMessage) -> bool:

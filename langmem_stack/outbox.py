@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from langmem_stack.errors import CorruptDataError
-from langmem_stack.io.steps import Command, Steps, commands
+from langmem_stack.io.steps import Steps, commands
 from langmem_stack.messages import decode, encode
 from langmem_stack.scope import outbox_key
 from langmem_stack.store import PgVectorStore
@@ -20,19 +20,15 @@ class Outbox:
     def __init__(self, store: PgVectorStore, prefix: str, user_id: str) -> None:
         """Name the user, whose id was checked, and where to record."""
         self._store, self._user_id = store, user_id
-        self._key = outbox_key(prefix, user_id)
-
-    def length_command(self) -> Command:
-        """Return the command that counts what waits."""
-        return ("LLEN", self._key)
+        self.key = outbox_key(prefix, user_id)
 
     def put_steps(self, entries: Sequence[Entry]) -> Steps[None]:
         """Let entries wait, behind those that do already."""
-        yield from commands(("RPUSH", self._key, *map(_line, entries)))
+        yield from commands(("RPUSH", self.key, *map(_line, entries)))
 
     def read_steps(self) -> Steps[list[bytes]]:
         """Return what waits, as it is stored."""
-        [lines] = yield from commands(("LRANGE", self._key, 0, -1))
+        [lines] = yield from commands(("LRANGE", self.key, 0, -1))
         return list(lines)
 
     def record_steps(self, lines: Sequence[bytes], then: Sequence[Entry] = ()) -> Steps[None]:
@@ -43,10 +39,10 @@ class Outbox:
         yield from append_steps(self._store, [*map(self._entry, lines), *then])
         if lines:
             # By value: new lines may have come meanwhile, and another process may have been here.
-            yield from commands(*(("LREM", self._key, 1, line) for line in lines))
+            yield from commands(*(("LREM", self.key, 1, line) for line in lines))
 
     def _entry(self, line: bytes) -> Entry:
-        where = f"the key {self._key!r} in Redis"
+        where = f"the key {self.key!r} in Redis"
         try:
             session_id, message_id, occurred_at, message = json.loads(line)
             at = datetime.fromisoformat(occurred_at)

@@ -8,8 +8,9 @@ that one of them could contain.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from langmem_stack.errors import InvalidInputError
 
@@ -51,7 +52,7 @@ def turns_namespace(user_id: str) -> tuple[str, ...]:
 
 def turn_key(session_id: str, message_id: str) -> str:
     """Return the item key of a message: unique for a user, since ids may repeat between sessions."""
-    key = f"{_escaped(session_id)}/{_escaped(message_id)}"
+    key = f"{escaped(session_id)}/{escaped(message_id)}"
     # Escapes make an id up to three times as long; a digest keeps the key within an index entry.
     return key if len(key) <= MAX_ID_BYTES else f"sha256/{hashlib.sha256(key.encode()).hexdigest()}"
 
@@ -63,48 +64,66 @@ class SessionKeys:
     """
 
     messages: str
-    """List: the messages, oldest first."""
+    """List: the messages that no summary covers, oldest first."""
     ids: str
-    """Sorted set: their ids, by position, so that a message is appended once."""
-    name: str
+    """Sorted set: their ids, escaped, by position, so that a message is appended once."""
+    summary: str
+    """String: the summary of the messages before them."""
+    lock: str
+    """String: the token of who is summarising."""
+    name: str = ""
     """What the registry calls it: ASCII, with the ids escaped."""
-    registry: str | None
+    registry: str | None = None
     """Set: the conversations of this user that Redis has seen; None for a history that stands alone."""
 
 
+SESSION_SUFFIXES = (":messages", ":ids", ":summary", ":lock")
+"""What the keys of a conversation end with, in the order of `SessionKeys`."""
+
+
 def thread_keys(prefix: str, user_id: str, thread_id: str) -> SessionKeys:
-    """Return the keys of an agent's conversation; different ids never give the same key."""
-    return _registered_keys(prefix, user_id, f"thread:{_escaped(thread_id)}")
+    """Return the keys of a user's conversation; different ids never give the same key."""
+    name = f"thread:{escaped(thread_id)}"
+    base = f"{_session_base(prefix, user_id)}:{name}"
+    return SessionKeys(*_four(base), name=name, registry=registry_key(prefix, user_id))
 
 
-def history_keys(prefix: str, session_id: str, user_id: str | None = None) -> SessionKeys:
-    """Return the keys of a chat history, of a user or alone; different ids never give the same key."""
-    if user_id is not None:
-        return _registered_keys(prefix, user_id, f"history:{_escaped(session_id)}")
-    alone = f"{prefix}:{{{_escaped(session_id)}}}"
-    return SessionKeys(f"{alone}:messages", f"{alone}:ids", "", None)
+def history_keys(prefix: str, session_id: str) -> SessionKeys:
+    """Return the keys of a history that stands alone; different ids never give the same key."""
+    return SessionKeys(*_four(_session_base(prefix, session_id)))
 
 
-def _registered_keys(prefix: str, user_id: str, name: str) -> SessionKeys:
-    """Return the keys of what a user's registry names so."""
-    base = f"{prefix}:{{{_escaped(user_id)}}}:{name}"
-    return SessionKeys(f"{base}:messages", f"{base}:ids", name, registry_key(prefix, user_id))
+def _four(base: str) -> tuple[str, str, str, str]:
+    messages, ids, summary, lock = (f"{base}{suffix}" for suffix in SESSION_SUFFIXES)
+    return messages, ids, summary, lock
 
 
 def user_keys(prefix: str, user_id: str) -> tuple[str, str, str]:
     """Return the keys of a user's registry and outbox, and what those of the conversations begin with."""
-    return registry_key(prefix, user_id), outbox_key(prefix, user_id), f"{prefix}:{{{_escaped(user_id)}}}:"
+    return registry_key(prefix, user_id), outbox_key(prefix, user_id), f"{_session_base(prefix, user_id)}:"
 
 
 def registry_key(prefix: str, user_id: str) -> str:
     """Return the key of the set that names a user's conversations in Redis."""
-    return f"{prefix}:{{{_escaped(user_id)}}}:sessions"
+    return f"{_session_base(prefix, user_id)}:sessions"
 
 
 def outbox_key(prefix: str, user_id: str) -> str:
     """Return the key of the list that holds what PostgreSQL was not there to take."""
-    return f"{prefix}:{{{_escaped(user_id)}}}:outbox"
+    return f"{_session_base(prefix, user_id)}:outbox"
 
 
-def _escaped(value: str) -> str:
+def escaped(value: str) -> str:
+    """Return an id as ASCII, whatever characters it holds; different ones stay different."""
     return quote(value.encode("utf-8", "surrogatepass"), safe="")
+
+
+def unescaped(value: str) -> str:
+    """Return the id that `escaped` wrote so."""
+    return unquote_to_bytes(value).decode("utf-8", "surrogatepass")
+
+
+def _session_base(prefix: str, tag: str) -> str:
+    # Braces in the prefix would make another part of the key its hash tag, or none at all.
+    plain = re.sub("[{}%\ud800-\udfff]", lambda found: escaped(found[0]), prefix)
+    return f"{plain}:{{{escaped(tag)}}}"

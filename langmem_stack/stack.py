@@ -17,8 +17,8 @@ from langchain_core.embeddings import Embeddings
 from langmem_stack.documents import Documents
 from langmem_stack.embedded import EmbeddedServers
 from langmem_stack.errors import ClosedError, ConfigurationError
-from langmem_stack.exchange import Conversation
-from langmem_stack.history import RedisChatMessageHistory
+from langmem_stack.exchange import RecordedConversation
+from langmem_stack.history import ConversationHistory, Window
 from langmem_stack.io.closing import Closing
 from langmem_stack.io.drivers import Connections, arun, run
 from langmem_stack.io.engine import Engine
@@ -190,24 +190,31 @@ class MemoryStack(Closing):
         """The long-term memory as a LangGraph store, for ``graph.compile(store=...)``."""
         return self._opened().store
 
-    def history(self, session_id: str, user_id: str | None = None) -> RedisChatMessageHistory:
+    def history(
+        self, session_id: str, user_id: str | None = None, *, window: int | None = None
+    ) -> ConversationHistory:
         """Return the chat history of a session, as ``RunnableWithMessageHistory`` asks for it.
 
-        Such a history is in Redis alone: it is not recorded in the transcript, and not the conversation
-        of an agent, even if that has the same ids. With a ``user_id``, `forget` erases it too.
-        """
-        return RedisChatMessageHistory(
-            session_id,
-            redis=self._opened().redis,
-            user_id=user_id,
-            ttl=self.settings.session_ttl,
-            prefix=self.settings.redis_prefix,
-        )
+        It is the conversation that an agent has with this user in a thread of this id. What is added is
+        recorded in the transcript and searchable at once, and what leaves Redis, because it expired or
+        the server lost it, is read from there when the conversation goes on.
 
-    def conversation(self, user_id: str, session_id: str) -> Conversation:
+        Args:
+            session_id: Which conversation (LangGraph: thread).
+            user_id: Whose; by default the session is its own user, whose id is the session's.
+            window: How many of the newest messages it returns at most; by default the setting ``window``.
+
+        Raises:
+            InvalidInputError: An id is unfit, or the window is not positive.
+        """
+        conversation = self.conversation(session_id if user_id is None else user_id, session_id)
+        size = self.settings.window if window is None else window
+        return ConversationHistory(conversation, self._opened().connections, Window(size))
+
+    def conversation(self, user_id: str, session_id: str) -> RecordedConversation:
         """Return one session of one user, over both tiers; what the agent's nodes work with."""
         user, session = checked_id("user_id", user_id), checked_id("session_id", session_id)
-        return Conversation(self.store, self.settings, user, session)
+        return RecordedConversation(self.store, self.settings, user, session)
 
     def recall(self, user_id: str, question: str, *, limit: int | None = None) -> list[Memory]:
         """Return what this user's memory holds about a question, the best first.

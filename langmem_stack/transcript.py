@@ -22,6 +22,7 @@ from langmem_stack.sql import load
 from langmem_stack.store import PgVectorStore
 from langmem_stack.store.embedding import Text, embed_texts, put_texts_statements
 from langmem_stack.store.namespaces import lock_namespaces_statement
+from langmem_stack.working import Running
 
 SQL = load("transcript")
 _TEXT = "text"  # the path in a turn's value by which it is found
@@ -115,14 +116,47 @@ def sessions_steps(user_id: str) -> Steps[list[Session]]:
     return [Session(**row) for row in rows]
 
 
-def newest_ids_statement(user_id: str, session_id: str, limit: int) -> Statement:
-    """Return the statement that reads the ids of a session's newest messages, oldest first."""
-    return Statement(SQL["newest_ids"], {"user_id": user_id, "session_id": session_id, "limit": limit})
+def tail_ids_statement(user_id: str, session_id: str, limit: int | None) -> Statement:
+    """Return the statement that reads the summary of a session and the ids of what it does not cover."""
+    return Statement(SQL["tail_ids"], {"user_id": user_id, "session_id": session_id, "limit": limit})
 
 
-def newest_ids(rows: Sequence[Row]) -> list[str]:
-    """Read the reply to `newest_ids_statement`."""
-    return [row["message_id"] for row in rows]
+def tail_ids(rows: Sequence[Row]) -> tuple[str, list[str]]:
+    """Read the reply to `tail_ids_statement`: the summary, and the ids, oldest first."""
+    return (rows[0]["summary"], rows[0]["ids"][::-1]) if rows else ("", [])
+
+
+def tail_steps(user_id: str, session_id: str, limit: int | None) -> Steps[Running]:
+    """Read the running conversation as the record has it: all of it when the limit is None."""
+    rows = yield from query(SQL["tail"], user_id=user_id, session_id=session_id, limit=limit)
+    if not rows:
+        return Running()
+    summary, ids, lines = rows[0]["summary"], rows[0]["ids"][::-1], rows[0]["messages"][::-1]
+    where = f"session {session_id!r} of user {user_id!r} in the transcript"
+    return Running(summary, [decode(line, where=where) for line in lines], ids)
+
+
+def fold_steps(user_id: str, session_id: str, before: str, ids: Sequence[str], summary: str) -> Steps[bool]:
+    """Let a summary replace the one before it and cover the messages of these ids too.
+
+    Returns:
+        Whether that was done; False, and nothing has changed, when these are no longer the summary and
+        the first messages that it does not cover.
+    """
+    rows = yield from query(
+        SQL["fold"],
+        user_id=user_id,
+        session_id=session_id,
+        before=before,
+        ids=list(ids),
+        summary=summary,
+    )
+    return bool(rows)
+
+
+def clear_steps(user_id: str, session_id: str) -> Steps[None]:
+    """Begin a new running conversation in a session; what was said stays recorded."""
+    yield from query(SQL["clear"], user_id=user_id, session_id=session_id)
 
 
 def forget_statements(user_id: str) -> list[Statement]:

@@ -1,107 +1,171 @@
-"""Working memory: the newest messages of a conversation, in Redis, as steps.
+"""Working memory: the running conversation, in Redis, as steps.
 
-A session is a list of messages and a sorted set of their ids, which expire together. Appending is one
-script: each message whose id is new goes to the end, then the list is cut to its newest, then both keys
-get their time to live. Reading the newest n costs the same however long the conversation is.
+It is a summary of what came first, and the messages since: a list, a sorted set of their ids and a
+string, which expire together. Each operation is one script and so one step. Reading the newest n messages
+costs the same however long the conversation is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from langchain_core.messages import BaseMessage
 
-from langmem_stack.io.steps import Command, Steps, lua
+from langmem_stack.errors import CorruptDataError
+from langmem_stack.io.steps import Steps, commands, lua
+from langmem_stack.lua import load
 from langmem_stack.messages import decode, encode
-from langmem_stack.scope import SessionKeys
+from langmem_stack.scope import SESSION_SUFFIXES, SessionKeys, escaped, unescaped
 
-# KEYS: messages, ids and, for a user's conversation, the registry. ARGV: time to live in ms or 0, how many
-# to keep or 0 for all, the name in the registry, then id and message in turn. The two counts come first
-# because they fail, before anything is written, if a key holds something foreign.
-_APPEND = """
-redis.call('LLEN', KEYS[1])
-redis.call('ZCARD', KEYS[2])
-local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
-local position = tonumber(newest[2] or 0)
-local added = 0
-for i = 4, #ARGV, 2 do
-  if redis.call('ZADD', KEYS[2], 'NX', position + 1, ARGV[i]) == 1 then
-    redis.call('RPUSH', KEYS[1], ARGV[i + 1])
-    position = position + 1
-    added = added + 1
-  end
-end
-local keep = tonumber(ARGV[2])
-if keep > 0 then
-  redis.call('LTRIM', KEYS[1], -keep, -1)
-  redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -keep - 1)
-end
-if tonumber(ARGV[1]) > 0 then
-  redis.call('PEXPIRE', KEYS[1], ARGV[1])
-  redis.call('PEXPIRE', KEYS[2], ARGV[1])
-end
-if KEYS[3] then
-  -- The registry outlives every session that it names.
-  local left = redis.call('PTTL', KEYS[3])
-  redis.call('SADD', KEYS[3], ARGV[3])
-  if tonumber(ARGV[1]) == 0 then
-    redis.call('PERSIST', KEYS[3])
-  elseif left ~= -1 and left < tonumber(ARGV[1]) then
-    redis.call('PEXPIRE', KEYS[3], ARGV[1])
-  end
-end
-return added
-"""
-# The sessions' keys are not among KEYS, since only the registry knows them; they share its hash tag.
-_FORGET = """
-local deleted = 0
-for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
-  deleted = deleted + redis.call('DEL', ARGV[1] .. name .. ':messages', ARGV[1] .. name .. ':ids')
-end
-return deleted + redis.call('DEL', KEYS[1], KEYS[2])
-"""
-_REPLACE = "redis.call('DEL', KEYS[1], KEYS[2])\n" + _APPEND
+LUA = load("session")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The running conversation: a summary of what came first, and what was said since."""
+
+    summary: str = ""
+    """Empty when no message has been summarised."""
+    messages: list[BaseMessage] = field(default_factory=list)
+    """Oldest first; all that the summary does not cover, or the newest of them."""
+    ids: list[str] = field(default_factory=list)
+    """What each message is known by; messages without an id of their own have one here."""
+    waiting: int = 0
+    """How many messages of the user wait in the outbox."""
+
+
+class Conversation(Protocol):
+    """A running conversation, wherever it is kept; its methods are steps."""
+
+    def read_steps(self, limit: int | None = None) -> Steps[Running]:
+        """Read the summary and the newest messages, all of them when the limit is None."""
+
+    def messages_steps(self, limit: int | None = None) -> Steps[list[BaseMessage]]:
+        """As `read_steps`, the messages alone."""
+
+    def append_steps(
+        self, messages: Sequence[tuple[str, BaseMessage]], keep: int | None = None
+    ) -> Steps[Any]:
+        """Append messages by their ids, each once; let all but the newest ``keep`` leave Redis."""
+
+    def clear_steps(self) -> Steps[None]:
+        """Begin a new conversation under the same name."""
+
+    def fold_steps(self, running: Running, count: int, summary: str) -> Steps[bool]:
+        """Replace the first messages of what was read, and its summary, by a new summary.
+
+        Returns:
+            Whether that was done; False, and nothing has changed, when the conversation is no longer
+            as it was read.
+        """
+
+    def lock_steps(self, token: str, seconds: float) -> Steps[bool]:
+        """Take the lock on summarising, or keep it; return whether the token holds it now."""
+
+    def unlock_steps(self, token: str) -> Steps[None]:
+        """Release the lock, if the token holds it."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkingSession:
-    """A session in Redis, and its rules."""
+    """A conversation in Redis, and when it expires."""
 
     keys: SessionKeys
     ttl: float | None = None
-    """Seconds after the last append in which it expires; None: it stays."""
-    keep: int | None = None
-    """How many of the newest messages stay; None: all."""
+    """Seconds in which it expires as a whole; None: it stays."""
+    sliding: bool = True
+    """Whether that time begins anew with each write, or began with the first."""
 
+    def append_steps(
+        self, messages: Sequence[tuple[str, BaseMessage]], keep: int | None = None
+    ) -> Steps[int]:
+        """Append messages by their ids, each once, and trim and expire, as one step.
 
-def append_steps(
-    session: WorkingSession, messages: Sequence[tuple[str, BaseMessage]], *, replace: bool = False
-) -> Steps[int]:
-    """Append messages by their ids, each once, and slide the time to live; one round trip.
+        Args:
+            messages: Pairs of id and message, oldest first.
+            keep: How many of the newest messages stay; None: all.
 
-    Args:
-        session: The session.
-        messages: Pairs of id and message, oldest first.
-        replace: Whether these messages take the place of what was there.
+        Returns:
+            How many messages were appended; those with a known id are not counted.
+        """
+        if not messages:
+            return 0
+        return int((yield from self._append(LUA["append"], messages, keep)))
 
-    Returns:
-        How many messages were appended; those with a known id are not counted.
-    """
-    if not messages and not replace:
-        return 0
-    keys = session.keys
-    added = yield from lua(
-        _REPLACE if replace else _APPEND,
-        keys=(keys.messages, keys.ids, *([keys.registry] if keys.registry else [])),
-        args=(
-            0 if session.ttl is None else max(1, round(session.ttl * 1000)),
-            session.keep or 0,
-            keys.name,
-            *(part for name, message in messages for part in (_as_bytes(name), encode(message))),
-        ),
-    )
-    return int(added)
+    def replace_steps(
+        self, messages: Sequence[tuple[str, BaseMessage]], summary: str, keep: int | None = None
+    ) -> Steps[None]:
+        """Put messages and a summary into the place of what is there."""
+        yield from self._append(LUA["replace"], messages, keep, summary)
+
+    def read_steps(self, limit: int | None = None, outbox: str | None = None) -> Steps[Running]:
+        """Read the summary and the newest messages, and how many wait in an outbox.
+
+        Raises:
+            CorruptDataError: Something that is not a message lies in the list.
+        """
+        summary, lines, names, waiting = yield from lua(
+            LUA["read"], keys=(*self._three(), *([outbox] if outbox else [])), args=(limit or 0,)
+        )
+        text = _text(summary, where=f"the key {self.keys.summary!r} in Redis")
+        ids = [unescaped(_text(name, where=f"the key {self.keys.ids!r} in Redis")) for name in names]
+        return Running(text, self._decoded(lines), ids, int(waiting))
+
+    def messages_steps(self, limit: int | None = None) -> Steps[list[BaseMessage]]:
+        """Read the newest messages alone.
+
+        Raises:
+            CorruptDataError: Something that is not a message lies in the list.
+        """
+        start = 0 if limit is None else -limit
+        [lines] = yield from commands(("LRANGE", self.keys.messages, start, -1))
+        return self._decoded(lines)
+
+    def clear_steps(self) -> Steps[None]:
+        """Delete the conversation."""
+        yield from commands(("DEL", *self._three()))
+
+    def fold_steps(self, running: Running, count: int, summary: str) -> Steps[bool]:
+        """Replace the first messages of what was read by a summary, if all is as it was read."""
+        if len(running.ids) < count:
+            return False  # Redis has evicted the ids, and knows no longer which messages it holds
+        ids = (escaped(name) for name in running.ids[:count])
+        args: tuple[str | int, ...] = (*self._expiry(), running.summary, summary, *ids)
+        return bool((yield from lua(LUA["fold"], keys=self._three(), args=args)))
+
+    def lock_steps(self, token: str, seconds: float) -> Steps[bool]:
+        """Take the lock on summarising, or keep it, for so long at most."""
+        taken = yield from lua(LUA["lock"], keys=(self.keys.lock,), args=(token, round(seconds * 1000)))
+        return bool(taken)
+
+    def unlock_steps(self, token: str) -> Steps[None]:
+        """Release the lock, if the token holds it."""
+        yield from lua(LUA["unlock"], keys=(self.keys.lock,), args=(token,))
+
+    def _append(
+        self, script: str, messages: Sequence[tuple[str, BaseMessage]], keep: int | None, *more: str
+    ) -> Steps[Any]:
+        pairs = (part for name, message in messages for part in (escaped(name), encode(message)))
+        registry = [self.keys.registry] if self.keys.registry else []
+        return (
+            yield from lua(
+                script,
+                keys=(*self._three(), *registry),
+                args=(*self._expiry(), keep or 0, self.keys.name, *more, *pairs),
+            )
+        )
+
+    def _decoded(self, lines: Sequence[bytes | str]) -> list[BaseMessage]:
+        where = f"the key {self.keys.messages!r} in Redis"
+        return [decode(line, where=where) for line in lines]
+
+    def _three(self) -> tuple[str, str, str]:
+        return self.keys.messages, self.keys.ids, self.keys.summary
+
+    def _expiry(self) -> tuple[int, int]:
+        return 0 if self.ttl is None else max(1, round(self.ttl * 1000)), int(self.sliding)
 
 
 def forget_steps(registry: str, outbox: str, sessions: str) -> Steps[int]:
@@ -112,24 +176,12 @@ def forget_steps(registry: str, outbox: str, sessions: str) -> Steps[int]:
         outbox: The key of the user's outbox.
         sessions: What the keys of the conversations begin with.
     """
-    return int((yield from lua(_FORGET, keys=(registry, outbox), args=(sessions,))))
+    return int((yield from lua(LUA["forget"], keys=(registry, outbox), args=(sessions, *SESSION_SUFFIXES))))
 
 
-def newest_command(keys: SessionKeys, limit: int | None) -> Command:
-    """Return the command that reads the newest messages, all of them when the limit is None."""
-    return ("LRANGE", keys.messages, 0 if limit is None else -limit, -1)
-
-
-def newest(keys: SessionKeys, lines: Sequence[bytes]) -> list[BaseMessage]:
-    """Read the reply to `newest_command`, oldest first.
-
-    Raises:
-        CorruptDataError: Something that is not a message lies in the list.
-    """
-    where = f"the key {keys.messages!r} in Redis"
-    return [decode(line, where=where) for line in lines]
-
-
-def _as_bytes(text: str) -> bytes:
-    """Return an id as Redis stores it, whatever characters it holds."""
-    return text.encode("utf-8", "surrogatepass")
+def _text(reply: bytes | str, *, where: str) -> str:
+    """Return a reply as text; a client that decodes has done so already."""
+    try:
+        return reply.decode() if isinstance(reply, bytes) else reply
+    except UnicodeDecodeError as error:
+        raise CorruptDataError(f"{where} holds something that langmem_stack did not write there") from error

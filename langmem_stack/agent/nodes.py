@@ -16,14 +16,16 @@ from langchain_core.tools import BaseTool
 
 from langmem_stack.agent.state import MemoryContext, MemoryState
 from langmem_stack.errors import InvalidInputError
-from langmem_stack.exchange import Conversation, Loaded
+from langmem_stack.exchange import Loaded, RecordedConversation
 from langmem_stack.io.steps import Steps
 from langmem_stack.messages import text_of
 from langmem_stack.models import resolve_chat_model
 from langmem_stack.recall import memory_block
 from langmem_stack.stack import MemoryStack
+from langmem_stack.summarizing.prompts import summary_message
 
 Node = Runnable[MemoryState, dict[str, Any]]
+_NO_CONTEXT = MemoryContext(summary="", recent=[], recalled=[], degraded=[])
 
 
 def load_context_node(memory: MemoryStack) -> Node:
@@ -79,15 +81,16 @@ def prompt(state: MemoryState, system_prompt: str) -> list[BaseMessage]:
     The system prompt comes first and is the same in every turn, so that providers can cache it; the
     memory block follows as a part of its own.
     """
-    context = state.get("context") or MemoryContext(recent=[], recalled=[], degraded=[])
+    context = state.get("context") or _NO_CONTEXT
     parts = [part for part in (system_prompt, memory_block(context["recalled"])) if part]
     blocks: list[str | dict[str, Any]] = [{"type": "text", "text": part} for part in parts]
     own = {message.id for message in state["messages"]}
     recent = [message for message in context["recent"] if message.id not in own]
-    return [*([SystemMessage(blocks)] if blocks else []), *recent, *state["messages"]]
+    earlier = [summary_message(context["summary"])] if context["summary"] else []
+    return [*([SystemMessage(blocks)] if blocks else []), *earlier, *recent, *state["messages"]]
 
 
-def _conversation(memory: MemoryStack, config: RunnableConfig) -> Conversation:
+def _conversation(memory: MemoryStack, config: RunnableConfig) -> RecordedConversation:
     scope = config.get("configurable", {})
     for name in ("user_id", "thread_id"):
         if scope.get(name) is None:
@@ -106,13 +109,18 @@ def _question(state: MemoryState) -> str:
 def _load_steps(memory: MemoryStack, state: MemoryState, config: RunnableConfig) -> Steps[Loaded]:
     conversation = _conversation(memory, config)
     # What could not be recorded is refused before a model is asked.
-    conversation.entries(state["messages"], _occurred_at(config))
+    conversation.entries(_named(state["messages"]), _occurred_at(config))
     return (yield from conversation.load_steps(_question(state)))
 
 
 def _loaded(loaded: Loaded) -> dict[str, Any]:
     return {
-        "context": MemoryContext(recent=loaded.recent, recalled=loaded.recalled, degraded=loaded.degraded)
+        "context": MemoryContext(
+            summary=loaded.summary,
+            recent=loaded.recent,
+            recalled=loaded.recalled,
+            degraded=loaded.degraded,
+        )
     }
 
 
@@ -121,7 +129,7 @@ def _record_steps(memory: MemoryStack, state: MemoryState, config: RunnableConfi
     exchange = _exchange(state["messages"], context["recent"] if context else [])
     behind = context is not None and not {"redis", "postgres"}.isdisjoint(context["degraded"])
     conversation = _conversation(memory, config)
-    return (yield from conversation.record_steps(exchange, _occurred_at(config), behind=behind))
+    return (yield from conversation.record_steps(_named(exchange), _occurred_at(config), behind=behind))
 
 
 def _exchange(messages: Sequence[BaseMessage], recent: Sequence[BaseMessage]) -> list[BaseMessage]:
@@ -131,8 +139,12 @@ def _exchange(messages: Sequence[BaseMessage], recent: Sequence[BaseMessage]) ->
     return [message for message in messages[new:] if not isinstance(message, SystemMessage)]
 
 
+def _named(messages: Sequence[BaseMessage]) -> list[tuple[str, BaseMessage]]:
+    return [(message.id or "", message) for message in messages]  # LangGraph has given each an id
+
+
 def _written(state: MemoryState, missing: Sequence[str]) -> dict[str, Any]:
-    context = state.get("context") or MemoryContext(recent=[], recalled=[], degraded=[])
+    context = state.get("context") or _NO_CONTEXT
     degraded = [*context["degraded"], *(name for name in missing if name not in context["degraded"])]
     return {"context": {**context, "degraded": degraded}}
 

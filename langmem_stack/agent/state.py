@@ -15,6 +15,8 @@ from langmem_stack.recall import Memory
 class MemoryContext(TypedDict):
     """What a turn knows besides its own messages."""
 
+    summary: str
+    """What was said before ``recent``, where a `SummarizingMemory` has summarised it; else empty."""
     recent: list[BaseMessage]
     """The running conversation before this turn, oldest first."""
     recalled: list[Memory]

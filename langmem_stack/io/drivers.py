@@ -6,17 +6,20 @@ import asyncio
 import contextvars
 import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from langmem_stack.errors import ConfigurationError, EmbeddingError, LangmemStackError
+from langmem_stack.errors import ConfigurationError, EmbeddingError, LangmemStackError, ModelError
 from langmem_stack.io.postgres import Postgres
 from langmem_stack.io.redis import Redis
 from langmem_stack.io.steps import (
+    Ask,
     Commands,
     Embed,
+    Pause,
     Request,
     Script,
     Steps,
@@ -99,6 +102,11 @@ def _perform(request: Request, on: Connections) -> Any:
                 if role == "query":
                     return [_checked(model.embed_query(text)) for text in texts]
                 return _counted(model.embed_documents(list(texts)), texts)
+        case Ask(model, messages, config):
+            with _model_errors():
+                return model.invoke(list(messages), config)
+        case Pause(seconds):
+            return time.sleep(seconds)
         case Together(branches):
             return _together(branches, on)
 
@@ -115,6 +123,11 @@ async def _aperform(request: Request, on: Connections) -> Any:
                 if role == "query":
                     return [_checked(await model.aembed_query(text)) for text in texts]
                 return _counted(await model.aembed_documents(list(texts)), texts)
+        case Ask(model, messages, config):
+            with _model_errors():
+                return await model.ainvoke(list(messages), config)
+        case Pause(seconds):
+            return await asyncio.sleep(seconds)
         case Together(branches):
             return await asyncio.gather(*(arun(branch, on) for branch in branches), return_exceptions=True)
 
@@ -169,6 +182,17 @@ def _embedding_errors() -> Iterator[None]:
         raise
     except Exception as error:
         raise EmbeddingError(f"the embedding model failed: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _model_errors() -> Iterator[None]:
+    """Whatever a provider's client raises becomes a `ModelError` with that as its cause."""
+    try:
+        yield
+    except LangmemStackError:
+        raise
+    except Exception as error:
+        raise ModelError(f"the chat model failed: {type(error).__name__}: {error}") from error
 
 
 def _counted(vectors: list[list[float]], texts: Sequence[str]) -> list[list[float]]:

@@ -1,145 +1,98 @@
-"""Clients for Redis: one for plain code and one for each event loop. Core commands only."""
+"""Redis: performs commands and scripts, in plain and in async code. Core commands only."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
 
-import redis
-import redis.asyncio
 from redis import exceptions as redis_errors
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from langmem_stack.errors import (
-    ClosedError,
-    ConfigurationError,
-    CorruptDataError,
-    StorageError,
-    StorageUnavailableError,
-)
-from langmem_stack.io.loops import PerLoop
+from langmem_stack.errors import CorruptDataError, StorageError, StorageUnavailableError
+from langmem_stack.io.redis_clients import Client, Clients, GivenClient, OwnClients
 from langmem_stack.io.steps import Commands, Script
 
-_TRIES_AGAIN = 1  # at once, on a new connection: the server restarted, or dropped an idle one
-# Seconds. A pool that is used up makes callers wait for a connection, as PostgreSQL's does.
-_POOL: dict[str, Any] = {
-    "max_connections": 32,
-    "timeout": 20.0,
-    "socket_connect_timeout": 5.0,
-    "socket_timeout": 5.0,
-}
+# Several commands as one: a script works the same on one server and on a Cluster, where redis-py has
+# had transactions only for a while. ARGV: for each command the number of its parts, and the parts.
+_TOGETHER = """
+local replies, at = {}, 1
+while at <= #ARGV do
+  local parts = tonumber(ARGV[at])
+  replies[#replies + 1] = redis.call(unpack(ARGV, at + 1, at + parts))
+  at = at + parts + 1
+end
+return replies
+"""
 
 
 class Redis:
-    """One Redis server; nothing is opened before the first request."""
+    """One Redis server or Cluster; nothing is opened before the first request."""
 
-    def __init__(self, url: str) -> None:
-        """Take a ``redis://``, ``rediss://`` or ``unix://`` URL.
+    def __init__(self, target: str | Client) -> None:
+        """Take a ``redis://``, ``rediss://``, ``unix://`` or ``redis+cluster://`` URL, or a client of the
+        user's, which is never closed here.
 
         Raises:
-            ConfigurationError: The URL has another scheme or can't be parsed.
+            ConfigurationError: The URL has another scheme or can't be parsed, or it is no client.
         """
-        try:
-            parts = urlsplit(url)
-            self.address = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
-            redis.ConnectionPool.from_url(url)
-        except ValueError:
-            # redis-py's message may quote the URL, password and all
-            raise ConfigurationError(
-                "the Redis URL can't be used; write it as redis://:password@host:6379/0, rediss://... "
-                "for TLS or unix:///path/to/redis.sock"
-            ) from None
-        self._url = url
-        self._closed_message = f"the connections to Redis at {self.address!r} are closed"
-        self._lock = threading.Lock()
-        self._client: redis.Redis | None = None
-        self._closed = False
-        self._clients = PerLoop(self._hold, self._closed_message)
+        self._clients: Clients = OwnClients(target) if isinstance(target, str) else GivenClient(target)
+        self.address = self._clients.address
 
     def execute(self, request: Commands | Script) -> Any:
-        """Run commands as one MULTI and return a reply for each, or run a script."""
-        client = self._opened()
+        """Run commands as one step and return a reply for each, or run a script."""
         with self._errors(request):
-            if isinstance(request, Script):
-                digest, arguments = _call(request)
-                try:
-                    return client.evalsha(digest, *arguments)
-                except redis_errors.NoScriptError:
-                    return client.eval(request.source, *arguments)
-            if len(request.commands) == 1:
+            client = self._clients.plain()
+            if isinstance(request, Commands) and len(request.commands) == 1:
                 return [client.execute_command(*request.commands[0])]
-            with client.pipeline(transaction=True) as pipeline:
-                for command in request.commands:
-                    pipeline.execute_command(*command)
-                return pipeline.execute()
+            script = _script(request)
+            digest, arguments = _call(script)
+            try:
+                return client.evalsha(digest, *arguments)
+            except redis_errors.NoScriptError:
+                return client.eval(script.source, *arguments)
 
     async def aexecute(self, request: Commands | Script) -> Any:
         """As `execute`, on the running loop's own client."""
-        client = await self._clients.get()
         with self._errors(request):
-            if isinstance(request, Script):
-                digest, arguments = _call(request)
-                try:
-                    return await client.evalsha(digest, *arguments)
-                except redis_errors.NoScriptError:
-                    return await client.eval(request.source, *arguments)
-            if len(request.commands) == 1:
+            client = await self._clients.running()
+            if client is None:
+                return await asyncio.to_thread(self.execute, request)
+            if isinstance(request, Commands) and len(request.commands) == 1:
                 return [await client.execute_command(*request.commands[0])]
-            async with client.pipeline(transaction=True) as pipeline:
-                for command in request.commands:
-                    pipeline.execute_command(*command)
-                return await pipeline.execute()
+            script = _script(request)
+            digest, arguments = _call(script)
+            try:
+                return await client.evalsha(digest, *arguments)
+            except redis_errors.NoScriptError:
+                return await client.eval(script.source, *arguments)
 
     def close(self) -> None:
-        """Close all connections, for good."""
-        with self._lock:
-            self._closed, client, self._client = True, self._client, None
-        if client is not None:
-            client.close()
+        """Close the connections that were opened here, for good."""
         self._clients.close()
 
     async def aclose(self) -> None:
         """As `close`, from async code."""
         await self._clients.aclose()
-        self.close()
-
-    def _opened(self) -> redis.Redis:
-        with self._lock:
-            if self._closed:
-                raise ClosedError(self._closed_message)
-            if self._client is None:
-                retry = Retry(NoBackoff(), _TRIES_AGAIN)
-                pool = redis.BlockingConnectionPool.from_url(self._url, retry=retry, **_POOL)
-                self._client = redis.Redis.from_pool(pool)
-            return self._client
-
-    async def _hold(self) -> AsyncGenerator[redis.asyncio.Redis]:
-        retry = AsyncRetry(NoBackoff(), _TRIES_AGAIN)
-        pool = redis.asyncio.BlockingConnectionPool.from_url(self._url, retry=retry, **_POOL)
-        client = redis.asyncio.Redis.from_pool(pool)
-        try:
-            yield client
-        finally:
-            await client.aclose()
 
     @contextmanager
     def _errors(self, request: Commands | Script) -> Iterator[None]:
         try:
             yield
-        except (redis_errors.ConnectionError, redis_errors.TimeoutError) as error:
-            raise StorageUnavailableError(
-                f"Redis at {self.address!r} did not answer: {error}; 'langmem-stack doctor' tells more"
-            ) from error
-        except redis_errors.ResponseError as error:
+        except (redis_errors.RedisError, redis_errors.RedisClusterException) as error:
+            if _is_away(error):
+                raise StorageUnavailableError(
+                    f"Redis at {self.address!r} did not answer: {error}; 'langmem-stack doctor' tells more"
+                ) from error
             if _takes_no_writes(error):
                 raise StorageUnavailableError(
                     f"Redis at {self.address!r} takes no writes: {error}; give it memory, or name its primary"
+                ) from error
+            if isinstance(error, redis_errors.MovedError):
+                raise StorageError(
+                    f"Redis at {self.address!r} is a node of a Cluster; write its URL as redis+cluster://..."
                 ) from error
             if "WRONGTYPE" in str(error):
                 raise CorruptDataError(
@@ -147,21 +100,51 @@ class Redis:
                     "value than ours: another program uses this name; choose another prefix"
                 ) from error
             raise StorageError(f"Redis at {self.address!r} refused: {error}") from error
-        except redis_errors.RedisError as error:
-            raise StorageError(f"Redis at {self.address!r} failed: {error}") from error
 
 
-def _takes_no_writes(error: redis_errors.ResponseError) -> bool:
+def _is_away(error: Exception) -> bool:
+    """Whether the same call may succeed later: no connection, or a Cluster that elects a new primary."""
+    return isinstance(
+        error,
+        redis_errors.ConnectionError
+        | redis_errors.TimeoutError
+        | redis_errors.ClusterError
+        | redis_errors.RedisClusterException
+        | redis_errors.TryAgainError,
+    )
+
+
+def _takes_no_writes(error: Exception) -> bool:
     # Inside a script the server's error is a part of another one.
     full_or_replica = isinstance(error, redis_errors.OutOfMemoryError | redis_errors.ReadOnlyError)
     return full_or_replica or any(code in str(error) for code in ("-OOM ", "-READONLY "))
 
 
-def _call(request: Script) -> tuple[str, tuple[Any, ...]]:
-    digest = hashlib.sha1(request.source.encode(), usedforsecurity=False).hexdigest()
-    return digest, (len(request.keys), *request.keys, *request.args)
+def _script(request: Commands | Script) -> Script:
+    if isinstance(request, Script):
+        return request
+    keys = dict.fromkeys(_key(key) for command in request.commands for key in command[1:2])
+    parts = tuple(part for command in request.commands for part in (len(command), *command))
+    return Script(_TOGETHER, tuple(keys), parts)
+
+
+def _call(script: Script) -> tuple[str, tuple[Any, ...]]:
+    return _digest(script.source), (len(script.keys), *script.keys, *script.args)
+
+
+@cache
+def _digest(source: str) -> str:
+    return hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+def _key(part: bytes | str | float) -> bytes | str:
+    return part if isinstance(part, bytes | str) else str(part)
 
 
 def _keys(request: Commands | Script) -> list[str]:
-    keys = request.keys if isinstance(request, Script) else tuple(command[1] for command in request.commands)
+    keys = (
+        request.keys
+        if isinstance(request, Script)
+        else tuple(key for command in request.commands for key in command[1:2])
+    )
     return sorted({key.decode(errors="replace") if isinstance(key, bytes) else str(key) for key in keys})

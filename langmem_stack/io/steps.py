@@ -16,6 +16,8 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, LiteralString, TypeAlias, TypeVar, cast
 
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import Runnable, RunnableConfig
 from psycopg import sql
 
 T = TypeVar("T")
@@ -63,13 +65,29 @@ class Embed:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """Messages for a chat model."""
+
+    model: Runnable[Any, BaseMessage]
+    messages: tuple[BaseMessage, ...]
+    config: RunnableConfig | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Seconds to wait."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Together:
     """Branches to run at the same time; one that fails does not stop the others."""
 
     branches: tuple[Generator[Any, Any, Any], ...]
 
 
-Request: TypeAlias = Transaction | Commands | Script | Embed | Together
+Request: TypeAlias = Transaction | Commands | Script | Embed | Ask | Pause | Together
 Steps: TypeAlias = Generator[Request, Any, T]
 
 
@@ -115,6 +133,18 @@ def embed_query(text: str) -> Steps[list[float]]:
     """Embed a text to search with."""
     [vector] = yield Embed((text,), "query")
     return cast("list[float]", vector)
+
+
+def ask(
+    model: Runnable[Any, BaseMessage], messages: Sequence[BaseMessage], config: RunnableConfig | None = None
+) -> Steps[BaseMessage]:
+    """Ask a chat model."""
+    return cast("BaseMessage", (yield Ask(model, tuple(messages), config)))
+
+
+def pause(seconds: float) -> Steps[None]:
+    """Wait; in async code without blocking the event loop."""
+    yield Pause(seconds)
 
 
 def together(*branches: Steps[Any]) -> Steps[list[Any]]:

@@ -58,16 +58,58 @@ SELECT * FROM (
 ) AS newest
 ORDER BY position;
 
--- newest_ids --
--- The ids of a session's newest messages, oldest first.
-SELECT message_id FROM (
-    SELECT message_id, position
+-- tail_ids --
+-- The running conversation: the summary, and the ids of the newest messages that it does not cover, the
+-- newest first; all of them when the limit is null.
+SELECT summary, ARRAY(
+    SELECT message_id
     FROM langmem_stack.message
-    WHERE user_id = %(user_id)s AND session_id = %(session_id)s
+    WHERE message.user_id = session.user_id AND message.session_id = session.session_id AND position > covered
     ORDER BY position DESC
     LIMIT %(limit)s
-) AS newest
-ORDER BY position;
+) AS ids
+FROM langmem_stack.session
+WHERE user_id = %(user_id)s AND session_id = %(session_id)s;
+
+-- tail --
+-- As tail_ids, with the messages, of one moment.
+SELECT summary, coalesce(ids, ARRAY[]::text[]) AS ids, coalesce(messages, ARRAY[]::text[]) AS messages
+FROM langmem_stack.session, LATERAL (
+    SELECT array_agg(message_id ORDER BY position DESC) AS ids,
+           array_agg(message ORDER BY position DESC) AS messages
+    FROM (
+        SELECT position, message_id, message::text AS message
+        FROM langmem_stack.message
+        WHERE message.user_id = session.user_id AND message.session_id = session.session_id AND position > covered
+        ORDER BY position DESC
+        LIMIT %(limit)s
+    ) AS newest
+) AS uncovered
+WHERE user_id = %(user_id)s AND session_id = %(session_id)s;
+
+-- fold --
+-- Lets a new summary cover the given messages too, if the summary and the messages after it are as they
+-- were read. Positions are given out under the lock on the session, so nothing can come in between later.
+UPDATE langmem_stack.session
+SET summary = %(summary)s, covered = folded.position
+FROM (
+    SELECT max(position) AS position, array_agg(message_id ORDER BY position) AS ids
+    FROM (
+        SELECT position, message_id
+        FROM langmem_stack.message JOIN langmem_stack.session USING (user_id, session_id)
+        WHERE user_id = %(user_id)s AND session_id = %(session_id)s AND position > covered
+        ORDER BY position
+        LIMIT cardinality(%(ids)s::text[])
+    ) AS next
+) AS folded
+WHERE session.user_id = %(user_id)s AND session.session_id = %(session_id)s
+  AND session.summary = %(before)s AND folded.position > session.covered AND folded.ids = %(ids)s::text[]
+RETURNING session.covered;
+
+-- clear --
+-- Begins a new running conversation; what was said stays in the transcript.
+UPDATE langmem_stack.session SET summary = '', covered = last_position
+WHERE user_id = %(user_id)s AND session_id = %(session_id)s;
 
 -- list_sessions --
 SELECT session_id, last_position AS messages, active_at

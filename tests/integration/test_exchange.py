@@ -20,6 +20,7 @@ from langmem_stack import MemoryStack
 from langmem_stack.embedded import EmbeddedServers
 from langmem_stack.errors import CorruptDataError, StorageUnavailableError
 from langmem_stack.exchange import Loaded
+from langmem_stack.history import named
 from langmem_stack.io.steps import Together
 from langmem_stack.scope import outbox_key, thread_keys
 from langmem_stack.settings import Settings
@@ -51,7 +52,7 @@ class World:
         return loaded
 
     def record(self, memory: MemoryStack, number: int, *, behind: bool = False) -> list[str]:
-        steps = memory.conversation("u", "s").record_steps(exchange(number), NOW, behind=behind)
+        steps = memory.conversation("u", "s").record_steps(named(exchange(number)), NOW, behind=behind)
         degraded: list[str] = self.mode(memory, "perform", steps)
         return degraded
 
@@ -273,7 +274,7 @@ def test_a_crash_at_any_point_of_recording_loses_and_doubles_nothing(world: Worl
     for stop in range(6):
         recorded = world.recorded()
         conversation = world.both.conversation("u", "s")
-        crash_after(conversation.record_steps(exchange(stop), NOW, behind=True), stop, world)
+        crash_after(conversation.record_steps(named(exchange(stop)), NOW, behind=True), stop, world)
         world.record(world.both, stop, behind=True)
 
         assert world.recorded() == [*recorded, f"h{stop}", f"a{stop}"]
@@ -318,7 +319,7 @@ def test_without_both_servers_the_turn_fails(servers: Servers, mode: Mode, tmp_p
         redis_url=f"unix://{tmp_path}/no.sock",
         embeddings="offline",
     )
-    steps = memory.conversation("u", "s").record_steps(exchange(1), NOW)
+    steps = memory.conversation("u", "s").record_steps(named(exchange(1)), NOW)
 
     with pytest.raises(StorageUnavailableError):
         mode(memory, "perform", steps)
@@ -349,13 +350,13 @@ def test_a_turn_has_a_known_number_of_round_trips(
         )
         conversation = memory.conversation("u", "s")
         for number in range(30):
-            mode(memory, "perform", conversation.record_steps(exchange(number), NOW))
+            mode(memory, "perform", conversation.record_steps(named(exchange(number)), NOW))
         mode(memory, "perform", conversation.load_steps("warm"))
         with postgres.count() as in_postgres, redis_proxy.count() as in_redis:
             mode(memory, "perform", conversation.load_steps("question 7"))
         loading = (in_postgres, in_redis)
         with postgres.count() as in_postgres, redis_proxy.count() as in_redis:
-            mode(memory, "perform", conversation.record_steps(exchange(99), NOW))
+            mode(memory, "perform", conversation.record_steps(named(exchange(99)), NOW))
         recording = (in_postgres, in_redis)
         mode(memory, "close")
 

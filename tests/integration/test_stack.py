@@ -20,6 +20,7 @@ from langmem_stack.errors import (
     InvalidInputError,
     StorageUnavailableError,
 )
+from langmem_stack.history import named
 from langmem_stack.offline import LexicalEmbeddings
 from langmem_stack.settings import Settings
 from langmem_stack.transcript import Entry
@@ -228,7 +229,7 @@ def test_three_hundred_turns_at_once_wait_for_connections(memory: MemoryStack) -
         conversation = memory.conversation(f"u{number}", "s")
         messages = [HumanMessage("x", id="1"), AIMessage("y", id="2")]
         degraded = (await memory.aperform(conversation.load_steps("x"))).degraded
-        return degraded + await memory.aperform(conversation.record_steps(messages, MAY))
+        return degraded + await memory.aperform(conversation.record_steps(named(messages), MAY))
 
     async def all_at_once() -> list[list[str]]:
         async with memory:
@@ -302,7 +303,7 @@ def test_forget_leaves_no_byte_and_says_what_it_erased(
 
     receipt = mode(memory, "forget", "u")
 
-    assert (receipt.messages, receipt.sessions, receipt.items, receipt.redis_keys) == (2, 2, 3, 3)
+    assert (receipt.messages, receipt.sessions, receipt.items, receipt.redis_keys) == (3, 2, 4, 3)
     assert "xylophone" not in _dump(database) + _redis_dump(servers, prefix)
     assert "marimba" in _dump(database)
     empty = mode(memory, "forget", "u")

@@ -46,7 +46,7 @@ def test_no_memories_no_block() -> None:
 def test_a_prompt_begins_with_what_stays_the_same() -> None:
     """System prompt first and unchanged, then the block, then the conversation, then the message."""
     recent = [HumanMessage("before", id="1"), AIMessage("yes", id="2")]
-    context = MemoryContext(recent=[*recent], recalled=[memory("x")], degraded=[])
+    context = MemoryContext(summary="", recent=[*recent], recalled=[memory("x")], degraded=[])
     state = MemoryState(messages=[HumanMessage("now", id="3")], context=context)
 
     system, *rest = prompt(state, "Be kind.")
@@ -62,9 +62,21 @@ def test_a_prompt_begins_with_what_stays_the_same() -> None:
 def test_a_message_of_this_turn_is_not_shown_twice() -> None:
     """What the state holds already is left out of the conversation before it."""
     said = HumanMessage("now", id="3")
-    context = MemoryContext(recent=[said], recalled=[], degraded=[])
+    context = MemoryContext(summary="", recent=[said], recalled=[], degraded=[])
 
     assert prompt(MemoryState(messages=[said], context=context), "") == [said]
+
+
+def test_a_summary_stands_before_the_recent_messages() -> None:
+    """What a `SummarizingMemory` made of earlier messages is shown, and marked as said by nobody."""
+    recent = [HumanMessage("before", id="1")]
+    context = MemoryContext(summary="She is Priya.", recent=[*recent], recalled=[], degraded=[])
+
+    first, *rest = prompt(MemoryState(messages=[HumanMessage("now", id="3")], context=context), "")
+
+    assert "She is Priya." in first.text
+    assert first.additional_kwargs == {"lc_source": "summarization"}
+    assert rest == [*recent, HumanMessage("now", id="3")]
 
 
 def test_the_offline_model_says_what_it_is_and_quotes_memory() -> None:

@@ -3,16 +3,19 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.crc import key_slot
 
 from langmem_stack.errors import InvalidInputError
 from langmem_stack.scope import (
     MAX_ID_BYTES,
     checked_id,
+    escaped,
     history_keys,
     outbox_key,
     registry_key,
     thread_keys,
     turn_key,
+    unescaped,
 )
 
 HOSTILE = st.text(
@@ -27,27 +30,40 @@ def test_different_scopes_never_share_a_redis_key(scopes: list[tuple[str | None,
     """Whatever the ids hold, two sessions have no key in common, nor with a user's own keys."""
     keys: list[str] = []
     for user, session in scopes:
-        kinds = [history_keys("langmem", session, user)]
-        kinds += [thread_keys("langmem", user, session)] if user is not None else []
-        keys += [key for found in kinds for key in (found.messages, found.ids)]
+        found = history_keys("langmem", session) if user is None else thread_keys("langmem", user, session)
+        keys += [found.messages, found.ids, found.summary, found.lock]
     for user in {user for user, _ in scopes if user is not None}:
         keys += [registry_key("langmem", user), outbox_key("langmem", user)]
 
     assert len(set(keys)) == len(keys)
 
 
-@given(IDS, IDS)
-def test_all_keys_of_a_user_share_one_hash_tag(user: str, session: str) -> None:
-    """A Redis Cluster keeps them in one slot: the text between the first pair of braces is the same."""
-    keys = thread_keys("langmem", user, session)
+@given(st.sampled_from(["langmem", "{}", "a{b}c", "}{", "%7B"]) | IDS, IDS, IDS)
+def test_all_keys_of_a_user_share_one_slot(prefix: str, user: str, session: str) -> None:
+    """A Redis Cluster keeps them together, whatever is in the prefix and the ids."""
+    keys, alone = thread_keys(prefix, user, session), history_keys(prefix, session)
 
-    tags = {
-        key[key.index("{") + 1 : key.index("}")]
-        for key in (keys.messages, keys.ids, keys.registry or "", outbox_key("langmem", user))
-    }
+    of_user = (keys.messages, keys.ids, keys.summary, keys.lock, str(keys.registry), outbox_key(prefix, user))
+    of_session = (alone.messages, alone.ids, alone.summary, alone.lock)
 
-    assert len(tags) == 1
-    assert tags != {""}
+    for together in (of_user, of_session):
+        assert len({key_slot(key.encode("utf-8", "surrogatepass")) for key in together}) == 1
+    assert of_user[0][of_user[0].index("{") :].startswith(f"{{{escaped(user)}}}:")
+
+
+@given(st.lists(IDS, unique=True, min_size=2, max_size=2))
+def test_different_prefixes_never_share_a_key(prefixes: list[str]) -> None:
+    """A prefix with braces, which are escaped, is still another prefix."""
+    one, other = (history_keys(prefix, "s").messages for prefix in prefixes)
+
+    assert one != other
+
+
+@given(ANY)
+def test_an_escaped_id_comes_back(value: str) -> None:
+    """An id is stored as ASCII and read as it was."""
+    assert escaped(value).isascii()
+    assert unescaped(escaped(value)) == value
 
 
 @given(st.lists(st.tuples(IDS, IDS), unique=True, min_size=2, max_size=6))

@@ -1,0 +1,179 @@
+"""The redis-py clients behind `Redis`: our own, made from a URL, or one that the user made."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import urlsplit
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from langmem_stack.errors import ClosedError, ConfigurationError
+from langmem_stack.io.loops import PerLoop
+
+PlainClient: TypeAlias = redis.Redis | redis.RedisCluster
+AsyncClient: TypeAlias = redis.asyncio.Redis | redis.asyncio.RedisCluster
+Client: TypeAlias = PlainClient | AsyncClient | redis.ConnectionPool | redis.asyncio.ConnectionPool
+"""What a user may pass: a client, a Cluster client or a pool, of either half of redis-py."""
+
+_CLUSTER = "+cluster"  # redis+cluster://host:7000 names any node of a Cluster
+_TRIES_AGAIN = 1  # at once, on a new connection: the server restarted, or dropped an idle one
+_TIMEOUTS: dict[str, Any] = {"socket_connect_timeout": 5.0, "socket_timeout": 5.0}  # seconds
+# A pool that is used up makes callers wait for a connection, as PostgreSQL's does.
+_POOL: dict[str, Any] = {"max_connections": 32, "timeout": 20.0, **_TIMEOUTS}
+
+
+class Clients(Protocol):
+    """Hands out the client for plain code and the one for the running event loop."""
+
+    address: str
+    """What an error calls the server."""
+
+    def plain(self) -> PlainClient:
+        """Return the client for plain code."""
+
+    async def running(self) -> AsyncClient | None:
+        """Return the client for the running event loop; None: the plain one, in a thread."""
+
+    def close(self) -> None:
+        """Close what was opened here."""
+
+    async def aclose(self) -> None:
+        """As `close`, from async code."""
+
+
+class OwnClients:
+    """Clients of our own for a URL, one for plain code and one for each event loop."""
+
+    def __init__(self, url: str) -> None:
+        """Take a URL; nothing is opened yet.
+
+        Raises:
+            ConfigurationError: The URL has another scheme or can't be parsed.
+        """
+        try:
+            parts = urlsplit(url)
+            self._cluster = parts.scheme.endswith(_CLUSTER)
+            self._url = url.replace(_CLUSTER, "", 1) if self._cluster else url
+            self.address = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
+            redis.ConnectionPool.from_url(self._url)
+        except ValueError:
+            # redis-py's message may quote the URL, password and all
+            raise ConfigurationError(
+                "the Redis URL can't be used; write it as redis://:password@host:6379/0, rediss://... "
+                "for TLS, redis+cluster://... for a node of a Cluster or unix:///path/to/redis.sock"
+            ) from None
+        self._closed_message = f"the connections to Redis at {self.address!r} are closed"
+        self._lock = threading.Lock()
+        self._client: PlainClient | None = None
+        self._closed = False
+        self._clients = PerLoop(self._hold, self._closed_message)
+
+    def plain(self) -> PlainClient:
+        """Return the client for plain code, made at the first call."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError(self._closed_message)
+            if self._client is None:
+                self._client = self._opened()
+            return self._client
+
+    async def running(self) -> AsyncClient:
+        """Return the running loop's client, made at its first call."""
+        return await self._clients.get()
+
+    def close(self) -> None:
+        """Close all connections, for good."""
+        with self._lock:
+            self._closed, client, self._client = True, self._client, None
+        if client is not None:
+            client.close()
+        self._clients.close()
+
+    async def aclose(self) -> None:
+        """As `close`, from async code."""
+        await self._clients.aclose()
+        self.close()
+
+    def _opened(self) -> PlainClient:
+        if self._cluster:
+            return redis.RedisCluster.from_url(self._url, **_TIMEOUTS)
+        retry = Retry(NoBackoff(), _TRIES_AGAIN)
+        return redis.Redis.from_pool(redis.BlockingConnectionPool.from_url(self._url, retry=retry, **_POOL))
+
+    async def _hold(self) -> AsyncGenerator[AsyncClient]:
+        client: AsyncClient
+        if self._cluster:
+            client = redis.asyncio.RedisCluster.from_url(self._url, **_TIMEOUTS)
+        else:
+            retry = AsyncRetry(NoBackoff(), _TRIES_AGAIN)
+            pool = redis.asyncio.BlockingConnectionPool.from_url(self._url, retry=retry, **_POOL)
+            client = redis.asyncio.Redis.from_pool(pool)
+        try:
+            yield client
+        finally:
+            await client.aclose()
+
+
+class GivenClient:
+    """A client that the user made, and will close. Only one half of redis-py is behind it.
+
+    Async code with a plain client runs it in a thread. Plain code can't use an async client.
+    """
+
+    def __init__(self, given: Client) -> None:
+        """Take a client or a pool.
+
+        Raises:
+            ConfigurationError: It is something else.
+        """
+        self._plain: PlainClient | None = None
+        self._running: AsyncClient | None = None
+        match given:
+            case redis.Redis() | redis.RedisCluster():
+                self._plain = given
+            case redis.asyncio.Redis() | redis.asyncio.RedisCluster():
+                self._running = given
+            case redis.asyncio.ConnectionPool():
+                self._running = redis.asyncio.Redis(connection_pool=given)
+            case redis.ConnectionPool():
+                self._plain = redis.Redis(connection_pool=given)
+            case _:
+                raise ConfigurationError(
+                    f"a client must be a redis-py client, Cluster client or connection pool, not {given!r}"
+                )
+        self.address = _address(self._plain or self._running)
+
+    def plain(self) -> PlainClient:
+        """Return the client, if it is a plain one."""
+        if self._plain is None:
+            raise ConfigurationError(
+                "an async Redis client was passed, which plain code can't use: call the async methods, or "
+                "pass redis_url, with which both work"
+            )
+        return self._plain
+
+    async def running(self) -> AsyncClient | None:
+        """Return the client, if it is an async one."""
+        return self._running
+
+    def close(self) -> None:
+        """Leave the client open: it is the user's."""
+
+    async def aclose(self) -> None:
+        """As `close`."""
+        await asyncio.sleep(0)
+
+
+def _address(client: PlainClient | AsyncClient | None) -> str:
+    pool = getattr(client, "connection_pool", None)
+    if pool is None:
+        return "a Cluster"
+    known = pool.connection_kwargs
+    return str(known.get("path") or f"{known.get('host', 'localhost')}:{known.get('port', 6379)}")

@@ -1,0 +1,348 @@
+"""`SummarizingMemory`: a conversation that fits a token budget, as a summary and recent messages."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NotRequired, TypeVar, cast
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage, HumanMessage, RemoveMessage, convert_to_messages
+from langchain_core.prompt_values import PromptValue
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import merge_configs
+from langgraph.graph import MessagesState
+
+from langmem_stack.errors import InvalidInputError, LangmemStackError
+from langmem_stack.history import ConversationHistory
+from langmem_stack.io.drivers import Connections, arun, run
+from langmem_stack.io.steps import Steps
+from langmem_stack.models import resolve_chat_model
+from langmem_stack.summarizing.budget import Budget, split_system
+from langmem_stack.summarizing.folding import Folder
+from langmem_stack.summarizing.prefixes import Prefix, Prefixes
+from langmem_stack.summarizing.tokens import token_counter as counter_of
+from langmem_stack.summarizing.wrapped import RememberingRunnable
+from langmem_stack.window import CountTokens
+from langmem_stack.working import Running
+
+T = TypeVar("T")
+_CHUNK_TOKENS = 4_000  # where the model does not say how much it can read
+_MOST_CHUNK_TOKENS = 32_000  # models that can read more overlook what stands in the middle
+_NOWHERE = Connections()
+_LATER = "the conversation was not summarised in the background, a later call tries again: %s"
+_log = logging.getLogger("langmem_stack.summarizing")
+# What a summary costs is traced, but its tokens are not streamed to the user.
+_QUIET: RunnableConfig = {"tags": ["nostream", "langsmith:nostream"], "run_name": "summarize"}
+
+
+class SummarizedState(MessagesState):
+    """The state of a graph in which a `SummarizingMemory` is a node."""
+
+    summary: NotRequired[str]
+    """What was said before ``messages``."""
+
+
+class SummarizingMemory(Runnable[Any, Any]):
+    """Turns a conversation into one that fits a token budget: a running summary and recent messages.
+
+    The summary so far is part of what each next one is made of, and a long backlog is read in chunks, so
+    nothing leaves without having been read. If the model fails, nothing changes and the next call tries
+    again. From ``soft_tokens`` on the conversation is summarised in the background; a user waits only when
+    it is over ``max_tokens``. After that it is small enough to grow for a while.
+
+    Three ways to use it:
+
+        memory = SummarizingMemory("openai:gpt-5-mini", max_tokens=8_000)
+
+        chain = memory.wrap(prompt | model, stack.history, history_messages_key="history")
+        chain.invoke({"question": "hi"}, config={"configurable": {"session_id": "monday"}})
+
+        prompt | memory | model                      # messages in, messages out
+
+        builder.add_node("summarize", memory)        # over a `SummarizedState`
+        model.invoke(memory.fit(state["messages"], state.get("summary", "")))
+    """
+
+    def __init__(
+        self,
+        model: BaseChatModel | Runnable[Any, BaseMessage] | str,
+        *,
+        max_tokens: int,
+        soft_tokens: int | None = None,
+        keep_tokens: int | None = None,
+        max_summary_tokens: int | None = None,
+        chunk_tokens: int | None = None,
+        token_counter: CountTokens | None = None,
+        lock_seconds: float = 30.0,
+    ) -> None:
+        """Say what summarises, and how much a conversation may be.
+
+        Args:
+            model: What writes the summaries: a chat model, a runnable round one such as ``with_retry``, or
+                ``"provider:model"``. ``"offline"`` is a stand-in that clips what users said.
+            max_tokens: The hard budget, of system messages, summary, recent and new messages together.
+            soft_tokens: The soft one; by default three quarters of it.
+            keep_tokens: How many tokens of recent messages are left after summarising; by default a quarter.
+            max_summary_tokens: How long a summary may be; by default a quarter. The model is told, and
+                asked once to shorten what is longer. A longer one is kept, but shown cut.
+            chunk_tokens: How much is read in one call; by default half of what the model says it can
+                read, at most 32,000, or 4,000 where it does not say.
+            token_counter: Counts the tokens of a list of messages; by default the model's own counting
+                where it has one, else LangChain's approximation.
+            lock_seconds: After how many seconds others may go on if a process dies while it summarises.
+
+        Raises:
+            InvalidInputError: The numbers don't fit each other.
+            ConfigurationError: The model's provider is not installed or refuses it.
+        """
+        asked = model if isinstance(model, Runnable) else resolve_chat_model(model)
+        if lock_seconds <= 0:
+            raise InvalidInputError(f"lock_seconds must be positive, not {lock_seconds!r}")
+        self.budget = Budget(
+            token_counter or counter_of(asked),
+            max_tokens,
+            max_tokens * 3 // 4 if soft_tokens is None else soft_tokens,
+            max_tokens // 4 if keep_tokens is None else keep_tokens,
+            max_tokens // 4 if max_summary_tokens is None else max_summary_tokens,
+            _chunk_tokens(asked) if chunk_tokens is None else chunk_tokens,
+        )
+        self.name = "SummarizingMemory"
+        self._folder = Folder(asked, self.budget, lock_seconds)
+        self._prefixes = Prefixes()
+        self._tasks: set[asyncio.Task[None]] = set()  # a loop itself keeps only weak references
+
+    def wrap(
+        self,
+        chain: Runnable[Any, Any],
+        history: ConversationHistory | Callable[..., ConversationHistory],
+        *,
+        input_messages_key: str | None = None,
+        output_messages_key: str | None = None,
+        history_messages_key: str | None = None,
+    ) -> RememberingRunnable:
+        """Return a chain that remembers: it reads the history, calls ``chain``, appends what is new.
+
+        What a call adds is appended as one step when it is complete; a chain that fails, or a stream that
+        is left, adds nothing. An error in writing is raised.
+
+        Args:
+            chain: A chat model, a chain, an agent.
+            history: A history, or what returns one: it is called with the run's ``configurable`` as far as
+                its parameters have the names, ``thread_id`` also standing for ``session_id``.
+            input_messages_key: Where the new message is in an input that is a dict of several.
+            output_messages_key: Where the answer is in an output that is a dict of several.
+            history_messages_key: Where the chain expects what was said before; by default it is put before
+                the new message.
+        """
+        return RememberingRunnable(
+            self, chain, history, input_messages_key, output_messages_key, history_messages_key
+        )
+
+    def fit(self, messages: Sequence[BaseMessage], summary: str = "") -> list[BaseMessage]:
+        """Return what a model is to be shown, without asking any: summary, and the newest messages that fit.
+
+        System messages at the beginning stay there. So do, over any budget, the newest message with the
+        calls it belongs to, and the question before it.
+        """
+        return self.budget.fit(summary, messages)
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
+        """Summarise as far as needed.
+
+        Args:
+            input: Messages in any of LangChain's forms, or the state of a graph with ``messages`` and
+                perhaps ``summary``.
+            config: For the runs of the model.
+            **kwargs: None.
+
+        Returns:
+            For messages a list of messages within the budget. For a state its update: the new summary,
+            and the removal of the messages that it covers; empty if it is within the budget.
+
+        Raises:
+            InvalidInputError: The input is neither.
+        """
+        return self._call_with_config(cast("Any", self._invoked), input, config, **kwargs)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
+        """As `invoke`."""
+        return await self._acall_with_config(cast("Any", self._ainvoked), input, config, **kwargs)
+
+    def prepare(
+        self, history: ConversationHistory, fresh: Sequence[BaseMessage], config: RunnableConfig | None = None
+    ) -> Running:
+        """Read a conversation to which new messages come, summarised first if it is over the hard budget.
+
+        Raises:
+            StorageUnavailableError: No server is reachable.
+        """
+        token = uuid.uuid4().hex
+        steps = self._folder.fitting_steps(history.conversation, token, fresh, _quiet(config))
+        return _run(steps, history, token)
+
+    async def aprepare(
+        self, history: ConversationHistory, fresh: Sequence[BaseMessage], config: RunnableConfig | None = None
+    ) -> Running:
+        """As `prepare`."""
+        token = uuid.uuid4().hex
+        steps = self._folder.fitting_steps(history.conversation, token, fresh, _quiet(config))
+        return await _arun(steps, history, token)
+
+    def compact_later(self, history: ConversationHistory, running: Running) -> None:
+        """Summarise a conversation in the background, if it is over the soft budget."""
+        if self._is_over(self.budget.soft_tokens, running.summary, running.messages):
+            token = uuid.uuid4().hex
+            steps = self._folder.compact_steps(history.conversation, token, (), _QUIET)
+            self._start(lambda: _run(steps, history, token))
+
+    async def acompact_later(self, history: ConversationHistory, running: Running) -> None:
+        """As `compact_later`."""
+        if self._is_over(self.budget.soft_tokens, running.summary, running.messages):
+            token = uuid.uuid4().hex
+            steps = self._folder.compact_steps(history.conversation, token, (), _QUIET)
+            self._astart(_arun(steps, history, token))
+
+    def _invoked(self, given: Any, config: RunnableConfig) -> Any:
+        if (state := _state(given)) is not None:
+            return _update(state, *run(self._node_steps(*state, config), _NOWHERE))
+        system, said = split_system(_messages(given))
+        known = self._prefixes.find(said)
+        if self._is_over(self.budget.max_tokens, known.summary, [*system, *said[known.covered :]]):
+            known = run(self._piped_steps(said, known, config), _NOWHERE)
+        elif self._is_due(system, said, known):
+            self._start(lambda: run(self._piped_steps(said, known, _QUIET), _NOWHERE))
+        return self.fit([*system, *said[known.covered :]], known.summary)
+
+    async def _ainvoked(self, given: Any, config: RunnableConfig) -> Any:
+        if (state := _state(given)) is not None:
+            return _update(state, *(await arun(self._node_steps(*state, config), _NOWHERE)))
+        system, said = split_system(_messages(given))
+        known = self._prefixes.find(said)
+        if self._is_over(self.budget.max_tokens, known.summary, [*system, *said[known.covered :]]):
+            known = await arun(self._piped_steps(said, known, config), _NOWHERE)
+        elif self._is_due(system, said, known):
+            self._astart(arun(self._piped_steps(said, known, _QUIET), _NOWHERE))
+        return self.fit([*system, *said[known.covered :]], known.summary)
+
+    def _is_over(self, tokens: int, summary: str, messages: Sequence[BaseMessage]) -> bool:
+        return self.budget.size(summary, messages) > tokens
+
+    def _is_due(self, system: Sequence[BaseMessage], said: Sequence[BaseMessage], known: Prefix) -> bool:
+        rest = [*system, *said[known.covered :]]
+        return self._is_over(self.budget.soft_tokens, known.summary, rest) and self._prefixes.begin(known)
+
+    def _node_steps(
+        self, messages: Sequence[BaseMessage], summary: str, config: RunnableConfig
+    ) -> Steps[tuple[str, int]]:
+        if not self._is_over(self.budget.max_tokens, summary, messages):
+            return summary, 0
+        _, said = split_system(messages)
+        return (yield from self._folder.folded_steps(summary, said, _quiet(config)))
+
+    def _piped_steps(
+        self, said: Sequence[BaseMessage], known: Prefix, config: RunnableConfig
+    ) -> Steps[Prefix]:
+        rest = said[known.covered :]
+        try:
+            summary, count = yield from self._folder.folded_steps(known.summary, rest, _quiet(config))
+        finally:
+            self._prefixes.end(known)
+        return self._prefixes.keep(said, known.covered + count, summary)
+
+    def _start(self, work: Callable[[], Any]) -> None:
+        """Work in the background; a thread that never keeps the process from exiting."""
+
+        def quietly() -> None:
+            try:
+                work()
+            except LangmemStackError as error:
+                _log.warning(_LATER, error)
+
+        threading.Thread(target=quietly, name="langmem-summarize", daemon=True).start()
+
+    def _astart(self, work: Coroutine[Any, Any, Any]) -> None:
+        """As `_start`, on the running loop."""
+
+        async def quietly() -> None:
+            try:
+                await work
+            except LangmemStackError as error:
+                _log.warning(_LATER, error)
+
+        task = asyncio.get_running_loop().create_task(quietly())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _run(steps: Steps[T], history: ConversationHistory, token: str) -> T:
+    """Run steps that may hold the lock on a conversation, and release it also when they are cut short."""
+    try:
+        return run(steps, history.connections)
+    except Exception:
+        raise  # they have released it themselves
+    except BaseException:
+        with suppress(LangmemStackError):
+            run(history.conversation.unlock_steps(token), history.connections)
+        raise
+
+
+async def _arun(steps: Steps[T], history: ConversationHistory, token: str) -> T:
+    """As `_run`."""
+    try:
+        return await arun(steps, history.connections)
+    except Exception:
+        raise
+    except BaseException:
+        with suppress(LangmemStackError):
+            await arun(history.conversation.unlock_steps(token), history.connections)
+        raise
+
+
+def _state(given: Any) -> tuple[list[BaseMessage], str] | None:
+    """Return messages and summary of a graph's state, whatever class that has; None for something else."""
+    if isinstance(given, PromptValue):
+        return None
+    state = given if isinstance(given, Mapping) else getattr(given, "__dict__", {})
+    if (messages := state.get("messages")) is None:
+        return None
+    return convert_to_messages(messages), state.get("summary") or ""
+
+
+def _update(state: tuple[list[BaseMessage], str], summary: str, covered: int) -> dict[str, Any]:
+    """Return how a state changes when the summary covers so many of what was said in it."""
+    _, said = split_system(state[0])
+    if not covered:
+        return {}
+    if any(message.id is None for message in said[:covered]):
+        raise InvalidInputError("the state's messages have no ids; annotate them with add_messages")
+    removed = [RemoveMessage(id=str(message.id)) for message in said[:covered]]
+    return {"messages": removed, "summary": summary}
+
+
+def _messages(given: Any) -> list[BaseMessage]:
+    """Return the messages that a chat model would take this for."""
+    if isinstance(given, PromptValue):
+        return given.to_messages()
+    if isinstance(given, str):
+        return [HumanMessage(given)]
+    if isinstance(given, Sequence):
+        return convert_to_messages(given)
+    raise InvalidInputError(
+        "a SummarizingMemory takes messages, a prompt or a graph's state with messages, not "
+        f"{type(given).__name__} {given!r}; to give a chain a history, use wrap()"
+    )
+
+
+def _quiet(config: RunnableConfig | None) -> RunnableConfig:
+    return merge_configs(config, _QUIET)
+
+
+def _chunk_tokens(model: Runnable[Any, Any]) -> int:
+    profile = getattr(model, "profile", None) or {}
+    readable = profile.get("max_input_tokens")
+    return min(readable // 2, _MOST_CHUNK_TOKENS) if readable else _CHUNK_TOKENS
