@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Huma
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langmem_stack.offline.embeddings import LexicalEmbeddings
+from langmem_stack.offline.summary import clipped_summary
 
 LABEL = "[offline stand-in, not a language model]"
 _MEMORY = re.compile(r'<memory said="([^"]*)" by="([^"]*)">(.*?)</memory>', re.DOTALL)
@@ -22,8 +23,9 @@ _PIECE = re.compile(r"\S+\s*|\s+")
 class OfflineChatModel(BaseChatModel):
     """Answers without any model: it quotes what is most like the question in its prompt, under a label.
 
-    It makes the whole loop run without a key: recall, prompt, answer, streaming, write-back. It
-    understands nothing and never passes itself off as a language model.
+    It makes the whole loop run without a key: recall, prompt, answer, streaming, write-back. Asked for a
+    summary it clips what people said. It understands nothing and never passes itself off as a language
+    model.
     """
 
     @property
@@ -76,9 +78,11 @@ class OfflineChatModel(BaseChatModel):
 
     def _answer(self, messages: Sequence[BaseMessage]) -> str:
         *before, last = [str(m.text) for m in messages if isinstance(m, HumanMessage)] or [""]
+        prompt = "\n".join(m.text for m in messages if isinstance(m, SystemMessage))
+        if (summary := clipped_summary(prompt, last)) is not None:
+            return summary
         if "?" not in last:
             return f"{LABEL} It is noted."
-        prompt = "\n".join(m.text for m in messages if isinstance(m, SystemMessage))
         recalled = [
             (f"on {day}", "you" if by == "user" else "I", html.unescape(text))
             for day, by, text in _MEMORY.findall(prompt)
