@@ -37,7 +37,7 @@ notebooks: $(READY) ## Run the notebooks and save what they show now
 	$(BIN)/python -m tests.notebooks
 
 lock: $(READY) ## Resolve pyproject.toml anew into requirements.lock
-	$(BIN)/uv pip compile pyproject.toml --all-extras --group test --group lint --universal \
+	$(BIN)/uv pip compile pyproject.toml --all-extras --group test --group bench --group lint --universal \
 	  --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet --upgrade -o requirements.lock
 
 clean: ## Remove the virtual environment, caches and the demo's memory

@@ -10,7 +10,7 @@ _SUMMARY = re.compile(r"<summary>\n(.*?)\n</summary>", re.DOTALL)
 _SAID = re.compile(r"^human[^:]*: (.+)$", re.MULTILINE)
 _TOKENS = re.compile(r"at most (\d+) tokens")
 _CHARACTERS = 3  # of a token, with some room for how the summary is shown
-_SHORTEST = 12  # characters of a line that is clipped
+_SHORTEST = 40  # characters of a line that is clipped
 
 
 def clipped_summary(instructions: str, prompt: str) -> str | None:
