@@ -172,13 +172,14 @@ class RecordedConversation:
             StorageUnavailableError: PostgreSQL is out of reach; nothing has changed.
         """
         ids = running.ids[:count]
-        folded = yield from fold_steps(self.user_id, self.session_id, running.summary, ids, summary)
+        if not (yield from fold_steps(self.user_id, self.session_id, running.summary, ids, summary)):
+            return False
         try:
             # Where Redis holds something else, the next read notices.
             yield from self._working.fold_steps(running, count, summary)
         except StorageUnavailableError as error:
             _log.warning("Redis will notice later what was summarised: %s", error)
-        return folded
+        return True
 
     def lock_steps(self, token: str, seconds: float) -> Steps[bool]:
         """Take the lock on summarising, or keep it; without Redis, summarise without."""

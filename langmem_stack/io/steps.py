@@ -68,7 +68,7 @@ class Embed:
 class Ask:
     """Messages for a chat model."""
 
-    model: Runnable[Any, BaseMessage]
+    model: Runnable[Any, Any]
     messages: tuple[BaseMessage, ...]
     config: RunnableConfig | None
 
@@ -136,10 +136,10 @@ def embed_query(text: str) -> Steps[list[float]]:
 
 
 def ask(
-    model: Runnable[Any, BaseMessage], messages: Sequence[BaseMessage], config: RunnableConfig | None = None
-) -> Steps[BaseMessage]:
+    model: Runnable[Any, T], messages: Sequence[BaseMessage], config: RunnableConfig | None = None
+) -> Steps[T]:
     """Ask a chat model."""
-    return cast("BaseMessage", (yield Ask(model, tuple(messages), config)))
+    return cast("T", (yield Ask(model, tuple(messages), config)))
 
 
 def pause(seconds: float) -> Steps[None]:

@@ -11,7 +11,7 @@ from langmem_stack.errors import InvalidInputError
 from langmem_stack.summarizing.prompts import summary_message
 from langmem_stack.window import CountTokens, cuts, first, opens, presentable
 
-_WORTHWHILE = 8  # what is summarised at once is at least this part of max_tokens, or it waits
+_WORTHWHILE = 8  # what is summarised at once is at least this part of soft_tokens, or it waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Budget:
             at = opening[0]
         elif earlier and self.size(summary, together[earlier[-1] :]) <= self.soft_tokens:
             at = earlier[-1]  # the question that is being worked on
-        worthwhile = self.count(together[:at]) >= self.max_tokens // _WORTHWHILE
+        worthwhile = self.count(together[:at]) >= self.soft_tokens // _WORTHWHILE
         return at if worthwhile else 0
 
     def fit(self, summary: str, messages: Sequence[BaseMessage]) -> list[BaseMessage]:

@@ -10,7 +10,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from langmem_stack.errors import ModelError
+from langmem_stack.errors import ModelError, StorageUnavailableError
 from langmem_stack.io.steps import Steps, ask, pause
 from langmem_stack.messages import storable_text, text_of
 from langmem_stack.summarizing.budget import Budget
@@ -32,7 +32,7 @@ _log = logging.getLogger("langmem_stack.summarizing")
 class Folder:
     """Summarises conversations by a budget; its methods are steps."""
 
-    model: Runnable[Any, BaseMessage]
+    model: Runnable[Any, BaseMessage | str]
     budget: Budget
     lock_seconds: float
     """How long the lock of a process that died holds up others."""
@@ -138,7 +138,7 @@ class Folder:
         while self.budget.size(running.summary, [*running.messages, *fresh]) > self.budget.max_tokens:
             try:
                 compacted = yield from self.compact_steps(conversation, token, fresh, config)
-            except ModelError as error:
+            except (ModelError, StorageUnavailableError) as error:
                 _log.warning(NOT_SUMMARISED, error)
                 break
             if compacted is not None:
@@ -164,10 +164,11 @@ class Folder:
         return min(new, shorter, key=len)
 
     def _asked(self, prompt: Sequence[BaseMessage], config: RunnableConfig | None) -> Steps[str]:
-        answer = storable_text(text_of((yield from ask(self.model, prompt, config))))
-        if not answer:
+        answer = yield from ask(self.model, prompt, config)
+        text = storable_text(answer.strip() if isinstance(answer, str) else text_of(answer))
+        if not text:
             raise ModelError("the chat model answered with nothing when it was asked for a summary")
-        return answer
+        return text
 
     def _pieces(self, text: str, room: int) -> Iterator[str]:
         """Split text that is too long for one call."""

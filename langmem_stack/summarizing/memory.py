@@ -70,7 +70,7 @@ class SummarizingMemory(Runnable[Any, Any]):
 
     def __init__(
         self,
-        model: BaseChatModel | Runnable[Any, BaseMessage] | str,
+        model: BaseChatModel | Runnable[Any, BaseMessage | str] | str,
         *,
         max_tokens: int,
         soft_tokens: int | None = None,
@@ -85,7 +85,8 @@ class SummarizingMemory(Runnable[Any, Any]):
         Args:
             model: What writes the summaries: a chat model, a runnable round one such as ``with_retry``, or
                 ``"provider:model"``. ``"offline"`` is a stand-in that clips what users said.
-            max_tokens: The hard budget, of system messages, summary, recent and new messages together.
+            max_tokens: The hard budget of what it hands on: summary, recent and new messages, and the
+                system messages of a list. What a wrapped chain's own prompt adds is not counted.
             soft_tokens: The soft one; by default three quarters of it.
             keep_tokens: How many tokens of recent messages are left after summarising; by default a quarter.
             max_summary_tokens: How long a summary may be; by default a quarter. The model is told, and
@@ -114,6 +115,7 @@ class SummarizingMemory(Runnable[Any, Any]):
         self.name = "SummarizingMemory"
         self._folder = Folder(asked, self.budget, lock_seconds)
         self._prefixes = Prefixes()
+        self._threads: list[threading.Thread] = []
         self._tasks: set[asyncio.Task[None]] = set()  # a loop itself keeps only weak references
 
     def wrap(
@@ -173,6 +175,20 @@ class SummarizingMemory(Runnable[Any, Any]):
         """As `invoke`."""
         return await self._acall_with_config(cast("Any", self._ainvoked), input, config, **kwargs)
 
+    def join(self) -> None:
+        """Wait until plain calls have nothing more to do in the background, such as before the program ends.
+
+        A program that ends without waiting loses no message: a later call summarises what this one did
+        not.
+        """
+        for thread in list(self._threads):
+            thread.join()
+
+    async def ajoin(self) -> None:
+        """As `join`, for async calls on the running loop."""
+        here = asyncio.get_running_loop()
+        await asyncio.gather(*(task for task in self._tasks if task.get_loop() is here))
+
     def prepare(
         self, history: ConversationHistory, fresh: Sequence[BaseMessage], config: RunnableConfig | None = None
     ) -> Running:
@@ -205,7 +221,7 @@ class SummarizingMemory(Runnable[Any, Any]):
         if self._is_over(self.budget.soft_tokens, running.summary, running.messages):
             token = uuid.uuid4().hex
             steps = self._folder.compact_steps(history.conversation, token, (), _QUIET)
-            self._astart(_arun(steps, history, token))
+            self._astart(lambda: _arun(steps, history, token))
 
     def _invoked(self, given: Any, config: RunnableConfig) -> Any:
         if (state := _state(given)) is not None:
@@ -226,7 +242,7 @@ class SummarizingMemory(Runnable[Any, Any]):
         if self._is_over(self.budget.max_tokens, known.summary, [*system, *said[known.covered :]]):
             known = await arun(self._piped_steps(said, known, config), _NOWHERE)
         elif self._is_due(system, said, known):
-            self._astart(arun(self._piped_steps(said, known, _QUIET), _NOWHERE))
+            self._astart(lambda: arun(self._piped_steps(said, known, _QUIET), _NOWHERE))
         return self.fit([*system, *said[known.covered :]], known.summary)
 
     def _is_over(self, tokens: int, summary: str, messages: Sequence[BaseMessage]) -> bool:
@@ -260,23 +276,30 @@ class SummarizingMemory(Runnable[Any, Any]):
         def quietly() -> None:
             try:
                 work()
-            except LangmemStackError as error:
-                _log.warning(_LATER, error)
+            except Exception as error:
+                _log_failure(error)
 
-        threading.Thread(target=quietly, name="langmem-summarize", daemon=True).start()
+        thread = threading.Thread(target=quietly, name="langmem-summarize", daemon=True)
+        self._threads = [other for other in self._threads if other.is_alive()]
+        self._threads.append(thread)
+        thread.start()
 
-    def _astart(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _astart(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """As `_start`, on the running loop."""
 
         async def quietly() -> None:
             try:
-                await work
-            except LangmemStackError as error:
-                _log.warning(_LATER, error)
+                await work()
+            except Exception as error:
+                _log_failure(error)
 
         task = asyncio.get_running_loop().create_task(quietly())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _log_failure(error: Exception) -> None:
+    _log.warning(_LATER, error, exc_info=not isinstance(error, LangmemStackError))
 
 
 def _run(steps: Steps[T], history: ConversationHistory, token: str) -> T:

@@ -37,7 +37,7 @@ class Prefixes:
         """Return the longest beginning of a list that is summarised."""
         digests = list(_digests(messages))
         with self._lock:
-            for covered in range(len(messages), 0, -1):
+            for covered in range(len(messages) - 1, 0, -1):  # something is left to be answered
                 if (summary := self._kept.get(digests[covered])) is not None:
                     self._kept.move_to_end(digests[covered])
                     return Prefix(digests[covered], covered, summary)

@@ -16,9 +16,10 @@ from langchain_core.messages import (
 )
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from langmem_stack.errors import InvalidInputError
+from langmem_stack.errors import ConfigurationError, InvalidInputError
 from langmem_stack.history import ConversationHistory, named
 from langmem_stack.io.drivers import arun, run
+from langmem_stack.summarizing.prompts import is_summary
 from langmem_stack.working import Running
 
 if TYPE_CHECKING:
@@ -150,7 +151,13 @@ class RememberingRunnable(Runnable[Any, Any]):
             )
         configurable |= dict.fromkeys(_SESSION, session)
         wanted = inspect.signature(self._history).parameters
-        return self._history(**{name: configurable[name] for name in wanted if name in configurable})
+        history = self._history(**{name: configurable[name] for name in wanted if name in configurable})
+        if not isinstance(history, ConversationHistory):
+            raise ConfigurationError(
+                f"a {type(history).__name__} can't keep a summary; return a RedisChatMessageHistory, or pass "
+                "memory.history of a MemoryStack"
+            )
+        return history
 
     def _new(self, value: Any) -> list[BaseMessage]:
         """Return the new messages of an input."""
@@ -178,7 +185,11 @@ class RememberingRunnable(Runnable[Any, Any]):
         known = {message.id for message in sent if message.id}
         if answers[: len(sent)] == list(sent):
             answers = answers[len(sent) :]
-        return [message for message in answers if message.id not in known or message.id is None]
+        return [
+            message
+            for message in answers
+            if (message.id is None or message.id not in known) and not is_summary(message)
+        ]
 
     @staticmethod
     def _part(value: Any, key: str | None, kind: str) -> Any:
