@@ -39,13 +39,13 @@ def encode(message: BaseMessage) -> str:
         text = _JSON.encode({"type": message.type, "data": data})
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(
-            f"a {type(message).__name__} can't be stored as JSON ({error}); keep objects out of its content, "
-            "additional_kwargs and artifact"
+            f"this {type(message).__name__} can't be stored as JSON ({error}); keep objects out of its "
+            "content, additional_kwargs and artifact"
         ) from error
     if decode(text) != message:
         raise InvalidInputError(
-            f"a {type(message).__name__} would not come back from JSON as it is; use LangChain's own message "
-            "classes, lists instead of tuples, strings as keys, and no objects such as a Document"
+            f"this {type(message).__name__} would not come back from JSON as it is; use LangChain's own "
+            "message classes, lists instead of tuples, strings as keys, and no objects such as a Document"
         )
     return text
 

@@ -87,7 +87,8 @@ class SummarizingMemory(Runnable[Any, Any]):
                 ``"provider:model"``. ``"offline"`` is a stand-in that clips what users said.
             max_tokens: The hard budget of what it hands on: summary, recent and new messages, and the
                 system messages of a list. What a wrapped chain's own prompt adds is not counted.
-            soft_tokens: The soft one; by default three quarters of it.
+            soft_tokens: The soft one; by default three quarters of it. The same as ``max_tokens``: nothing
+                happens in the background.
             keep_tokens: How many tokens of recent messages are left after summarising; by default a quarter.
             max_summary_tokens: How long a summary may be; by default a quarter. The model is told, and
                 asked once to shorten what is longer. A longer one is kept, but shown cut.
@@ -115,6 +116,7 @@ class SummarizingMemory(Runnable[Any, Any]):
         self.name = "SummarizingMemory"
         self._folder = Folder(asked, self.budget, lock_seconds)
         self._prefixes = Prefixes()
+        self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._tasks: set[asyncio.Task[None]] = set()  # a loop itself keeps only weak references
 
@@ -181,7 +183,9 @@ class SummarizingMemory(Runnable[Any, Any]):
         A program that ends without waiting loses no message: a later call summarises what this one did
         not.
         """
-        for thread in list(self._threads):
+        with self._lock:
+            threads = self._threads
+        for thread in threads:
             thread.join()
 
     async def ajoin(self) -> None:
@@ -211,14 +215,14 @@ class SummarizingMemory(Runnable[Any, Any]):
 
     def compact_later(self, history: ConversationHistory, running: Running) -> None:
         """Summarise a conversation in the background, if it is over the soft budget."""
-        if self._is_over(self.budget.soft_tokens, running.summary, running.messages):
+        if self._is_soft(running.summary, running.messages):
             token = uuid.uuid4().hex
             steps = self._folder.compact_steps(history.conversation, token, (), _QUIET)
             self._start(lambda: _run(steps, history, token))
 
     async def acompact_later(self, history: ConversationHistory, running: Running) -> None:
         """As `compact_later`."""
-        if self._is_over(self.budget.soft_tokens, running.summary, running.messages):
+        if self._is_soft(running.summary, running.messages):
             token = uuid.uuid4().hex
             steps = self._folder.compact_steps(history.conversation, token, (), _QUIET)
             self._astart(lambda: _arun(steps, history, token))
@@ -249,8 +253,11 @@ class SummarizingMemory(Runnable[Any, Any]):
         return self.budget.size(summary, messages) > tokens
 
     def _is_due(self, system: Sequence[BaseMessage], said: Sequence[BaseMessage], known: Prefix) -> bool:
-        rest = [*system, *said[known.covered :]]
-        return self._is_over(self.budget.soft_tokens, known.summary, rest) and self._prefixes.begin(known)
+        return self._is_soft(known.summary, [*system, *said[known.covered :]]) and self._prefixes.begin(known)
+
+    def _is_soft(self, summary: str, messages: Sequence[BaseMessage]) -> bool:
+        soft = self.budget.soft_tokens
+        return soft < self.budget.max_tokens and self._is_over(soft, summary, messages)
 
     def _node_steps(
         self, messages: Sequence[BaseMessage], summary: str, config: RunnableConfig
@@ -280,9 +287,9 @@ class SummarizingMemory(Runnable[Any, Any]):
                 _log_failure(error)
 
         thread = threading.Thread(target=quietly, name="langmem-summarize", daemon=True)
-        self._threads = [other for other in self._threads if other.is_alive()]
-        self._threads.append(thread)
-        thread.start()
+        with self._lock:
+            thread.start()
+            self._threads = [other for other in self._threads if other.is_alive()] + [thread]
 
     def _astart(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """As `_start`, on the running loop."""

@@ -38,7 +38,7 @@ def test_the_python_blocks_run_one_after_the_other(
     assert re.search(r"priya/facts/project \S+ builds a Rust compiler", shown)
     assert "[Document(id='lunch', metadata={}, page_content='Lunch is served at noon.')]" in shown
     assert re.search(r'you said "I\'m Priya, I build a Rust compiler"', shown)
-    assert re.search(r"Receipt\(user_id='priya', messages=4, sessions=2, items=5, redis_keys=5\)", shown)
+    assert re.search(r"Receipt\(user_id='priya', messages=8, sessions=2, items=9, redis_keys=5\)", shown)
 
 
 def test_the_shell_blocks_run(tmp_path: Path) -> None:
