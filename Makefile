@@ -32,6 +32,8 @@ check: lint types test ## Lint, types and tests: what CI runs
 bench: $(READY) ## The benchmarks (benchmarks/README.md says what each one prints)
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/store.py --items 20000
+	$(BIN)/python benchmarks/working_memory.py
+	$(BIN)/python benchmarks/fact_survival.py
 
 notebooks: $(READY) ## Run the notebooks and save what they show now
 	$(BIN)/python -m tests.notebooks

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -65,7 +65,6 @@ class RecordedConversation:
         self._limit = settings.window + 1
         keys = thread_keys(settings.redis_prefix, user_id, session_id)
         self._working = WorkingSession(keys, settings.session_ttl)
-        self._behind = True  # nothing was read yet, and something may wait in the outbox
 
     def load_steps(self, question: str) -> Steps[Loaded]:
         """Read the running conversation and recall what is relevant: a round trip to each tier.
@@ -73,7 +72,9 @@ class RecordedConversation:
         Raises:
             StorageUnavailableError: Both tiers are out of reach.
         """
-        working, record = yield from together(self._read_working(self._limit), self._read_record(question))
+        working, record = yield from together(
+            self._working.read_steps(self._limit), self._read_record(question)
+        )
         degraded = _out_of_reach({"redis": working, "postgres": record})
         recalled: list[Memory] = []
         if "postgres" not in degraded:
@@ -81,9 +82,7 @@ class RecordedConversation:
             degraded += [] if embedded else ["embeddings"]
             record = recorded
         running = yield from self._reconciled(working, record, self._limit, degraded)
-        recent = newest(
-            running.messages, whole=len(running.messages) < self._limit, size=self._settings.window
-        )
+        recent = newest(running.messages, whole=running.whole, size=self._settings.window)
         shown = {message.id for message in recent}
         unseen = [
             memory
@@ -98,15 +97,16 @@ class RecordedConversation:
         Raises:
             StorageUnavailableError: Both tiers are out of reach.
         """
-        working, record = yield from together(self._read_working(limit), self._read_tail(limit))
+        # Redis is given back what was read where it lags behind, so that is never less than a window.
+        limit = None if limit is None else max(limit, self._limit)
+        working, record = yield from together(self._working.read_steps(limit), self._read_tail(limit))
         degraded = _out_of_reach({"redis": working, "postgres": record})
-        running = yield from self._reconciled(working, record, limit, degraded)
-        self._behind = bool(degraded)
-        return running
+        return (yield from self._reconciled(working, record, limit, degraded))
 
-    def messages_steps(self, limit: int | None = None) -> Steps[list[BaseMessage]]:
-        """As `read_steps`, the messages alone."""
-        return (yield from self.read_steps(limit)).messages
+    def messages_steps(self, limit: int | None = None) -> Steps[tuple[list[BaseMessage], bool]]:
+        """As `read_steps`, the messages alone, and whether nothing was said before them."""
+        running = yield from self.read_steps(limit)
+        return running.messages, running.whole and not running.summary
 
     def append_steps(
         self, messages: Sequence[tuple[str, BaseMessage]], keep: int | None = None
@@ -114,9 +114,7 @@ class RecordedConversation:
         """Record messages that are said now; as `record_steps`, but Redis keeps ``keep``, or all."""
         if not messages:
             return []
-        degraded = yield from self._append(messages, datetime.now(UTC), keep, behind=self._behind)
-        self._behind = bool(degraded)
-        return degraded
+        return (yield from self._append(messages, datetime.now(UTC), keep))
 
     def entries(self, messages: Sequence[tuple[str, BaseMessage]], occurred_at: datetime) -> list[Entry]:
         """Return messages as entries of this session's transcript.
@@ -129,15 +127,13 @@ class RecordedConversation:
         ]
 
     def record_steps(
-        self, messages: Sequence[tuple[str, BaseMessage]], occurred_at: datetime, *, behind: bool = False
+        self, messages: Sequence[tuple[str, BaseMessage]], occurred_at: datetime
     ) -> Steps[list[str]]:
         """Record an exchange in both tiers: a round trip to each. Repeating it changes nothing.
 
         Args:
             messages: Pairs of id and message, oldest first.
             occurred_at: When it was said, with a time zone.
-            behind: Whether a tier was out of reach when the turn began: then something may wait in the
-                outbox, and is recorded first, to keep the order.
 
         Returns:
             The tiers that were out of reach. What PostgreSQL could not take waits in the outbox.
@@ -145,7 +141,7 @@ class RecordedConversation:
         Raises:
             StorageUnavailableError: Both tiers are out of reach; the exchange is not recorded.
         """
-        return (yield from self._append(messages, occurred_at, self._limit, behind=behind))
+        return (yield from self._append(messages, occurred_at, self._limit))
 
     def clear_steps(self) -> Steps[None]:
         """Begin a new running conversation; what was said stays in the transcript.
@@ -196,24 +192,26 @@ class RecordedConversation:
             _log.warning("the lock on summarising will expire by itself: %s", error)
 
     def _append(
-        self,
-        messages: Sequence[tuple[str, BaseMessage]],
-        occurred_at: datetime,
-        keep: int | None,
-        *,
-        behind: bool,
+        self, messages: Sequence[tuple[str, BaseMessage]], occurred_at: datetime, keep: int | None
     ) -> Steps[list[str]]:
+        """Redis first: it tells whether anything waits, which has to be recorded before."""
         entries = self.entries(messages, occurred_at)
-        working, record = yield from together(
-            self._working.append_steps(messages, keep), self._record(entries, behind=behind)
-        )
-        degraded = _out_of_reach({"redis": working, "postgres": record})
-        if "postgres" in degraded:
+        degraded, waiting = [], 0
+        try:
+            waiting = yield from self._working.append_steps(messages, keep)
+        except StorageUnavailableError as error:
+            _log.warning("going on without redis: %s", error)
+            degraded = ["redis"]
+        try:
+            lines = (yield from self._outbox.read_steps()) if waiting else []
+            yield from self._outbox.record_steps(lines, entries)
+        except StorageUnavailableError as error:
+            if degraded:
+                raise
+            _log.warning("going on without postgres: %s", error)
             yield from self._outbox.put_steps(entries)
+            degraded = ["postgres"]
         return degraded
-
-    def _read_working(self, limit: int | None) -> Steps[Running]:
-        return (yield from self._working.read_steps(limit, self._outbox.key))
 
     def _read_tail(self, limit: int | None) -> Steps[tuple[str, list[str]]]:
         """Return the summary and the ids of the newest messages in the record."""
@@ -240,19 +238,22 @@ class RecordedConversation:
 
         A tier that turns out to be away only now is added to ``degraded``.
         """
+        # Redis alone may hold less than was said, and what a summary would cover is for the record to say.
+        alone = replace(working, whole=False, foldable=False) if "redis" not in degraded else working
         if "postgres" in degraded:
-            return working
+            return alone
         try:
             if "redis" in degraded:
                 return (yield from tail_steps(self.user_id, self.session_id, limit))
             in_redis = (working.summary, working.ids)
-            if working.waiting or in_redis != tuple(record) or len(working.ids) != len(working.messages):
-                return (yield from self._rehydrate(limit, waiting=working.waiting > 0))
+            if working.waiting or in_redis != tuple(record) or not working.foldable:
+                working = yield from self._rehydrate(limit, waiting=working.waiting > 0)
         except StorageUnavailableError as error:
             if "redis" in degraded:
                 raise
             _log.warning("going on with what is in Redis alone: %s", error)
             degraded.append("postgres")
+            return alone
         return working
 
     def _rehydrate(self, limit: int | None, *, waiting: bool) -> Steps[Running]:
@@ -266,15 +267,6 @@ class RecordedConversation:
         except StorageUnavailableError as error:
             _log.warning("the conversation is not in Redis for now: %s", error)
         return running
-
-    def _record(self, entries: Sequence[Entry], *, behind: bool) -> Steps[None]:
-        waiting: list[bytes] = []
-        if behind:
-            try:
-                waiting = yield from self._outbox.read_steps()
-            except StorageUnavailableError as error:
-                _log.warning("what waits in Redis goes on waiting: %s", error)
-        yield from self._outbox.record_steps(waiting, entries)
 
 
 def _out_of_reach(outcomes: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from langmem_stack.window import CountTokens, newest
 from langmem_stack.working import Conversation, WorkingSession
 
 _LONGEST_TTL = 100 * 365.25 * 86400  # seconds; Redis refuses what overflows its clock
-_FEWEST_TOKENS = 4  # of a message, its role and what delimits it included; bounds how many are read
+_FEWEST_TOKENS = 4  # that LangChain's approximation gives a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,8 @@ class Window:
     def limit(self) -> int | None:
         """How many messages to read: one more than fit, which tells whether something lies before them."""
         sizes = [] if self.size is None else [self.size]
-        sizes += [] if self.max_tokens is None else [self.max_tokens // _FEWEST_TOKENS]
+        fewest = _FEWEST_TOKENS if self.count is count_tokens_approximately else 1
+        sizes += [] if self.max_tokens is None else [self.max_tokens // fewest]
         return min(sizes) + 1 if sizes else None
 
 
@@ -123,12 +124,12 @@ class ConversationHistory(Closing, BaseChatMessageHistory):
 
     def _read_steps(self) -> Steps[list[BaseMessage]]:
         window, limit = self._window, self._window.limit
-        read = yield from self.conversation.messages_steps(limit)
+        read, whole = yield from self.conversation.messages_steps(limit)
         if limit is None:
             return read
         return newest(
             read,
-            whole=len(read) < limit,
+            whole=whole,
             size=window.size,
             max_tokens=window.max_tokens,
             count=window.count,
@@ -179,7 +180,8 @@ class RedisChatMessageHistory(ConversationHistory):
             ttl: Seconds after which the session expires as a whole.
             sliding: Whether they begin anew with each ``add_messages``, or began with the first.
             window: How many of the newest messages `messages` returns at most. All stay in Redis.
-            max_tokens: How many tokens `messages` returns at most. A message counts as four at least.
+            max_tokens: How many tokens `messages` returns at most. As many messages are read as could fit
+                then: a fourth of that, or as many with a counter of yours.
             token_counter: What counts them, from a list of messages; LangChain's approximation by default.
             prefix: What all keys in Redis begin with.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,15 @@ from langmem_stack.errors import CorruptDataError, InvalidInputError
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _NONE = object()  # no default
+_PLAIN = {"content", "id", "name", "response_metadata", "usage_metadata"}
+_COUNTS = {"input_tokens", "output_tokens", "total_tokens"}
+_DETAILS = {  # other keys would be dropped by LangChain
+    "input_token_details": {"audio", "cache_creation", "cache_read"},
+    "output_token_details": {"audio", "reasoning"},
+}
+_DEEPEST = 100  # levels: what reads it may itself be deep in other calls
+_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"')
+_BRACKETS = re.compile(r"[\[{\]}]")
 
 
 def encode(message: BaseMessage) -> str:
@@ -42,12 +52,60 @@ def encode(message: BaseMessage) -> str:
             f"this {type(message).__name__} can't be stored as JSON ({error}); keep objects out of its "
             "content, additional_kwargs and artifact"
         ) from error
-    if decode(text) != message:
+    if _depth(text) > _DEEPEST:
+        raise InvalidInputError(
+            f"this {type(message).__name__} is nested more than {_DEEPEST} levels deep; flatten its content"
+        )
+    if not _is_plain(message, data, text) and not _comes_back(text, message):
         raise InvalidInputError(
             f"this {type(message).__name__} would not come back from JSON as it is; use LangChain's own "
             "message classes, lists instead of tuples, strings as keys, and no objects such as a Document"
         )
     return text
+
+
+def _is_plain(message: BaseMessage, data: dict[str, Any], text: str) -> bool:
+    """Whether this is text with metadata, as most messages are: that these come back is quicker to see."""
+    return (
+        type(message) in (HumanMessage, AIMessage)
+        and data.keys() <= _PLAIN
+        and all(type(data.get(name, "")) is str for name in ("content", "id", "name"))
+        and type(data.get("response_metadata", {})) is dict
+        and ("usage_metadata" not in data or _is_usage(data["usage_metadata"]))
+        and bool(json.loads(text)["data"] == data)
+    )
+
+
+def _is_usage(usage: Any) -> bool:
+    if (
+        type(usage) is not dict
+        or not usage.keys() >= _COUNTS
+        or not usage.keys() <= _COUNTS | _DETAILS.keys()
+    ):
+        return False
+    return all(type(usage[name]) is int for name in _COUNTS) and all(
+        type(part) is dict and part.keys() <= _DETAILS[name] and all(type(n) is int for n in part.values())
+        for name, part in usage.items()
+        if name in _DETAILS
+    )
+
+
+def _comes_back(text: str, message: BaseMessage) -> bool:
+    try:
+        return decode(text) == message
+    except CorruptDataError:
+        return False  # it was changed, after it was made, into something that can't be made
+
+
+def _depth(text: str) -> int:
+    """Return how deep JSON text is nested."""
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return 0
+    deepest = depth = 0
+    for bracket in _BRACKETS.findall(_STRINGS.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 @cache
@@ -79,6 +137,14 @@ def decode(text: str | bytes, *, where: str = "a message") -> BaseMessage:
             "another program writes there, or it was damaged"
         ) from error
     return message
+
+
+def decode_all(lines: Sequence[str | bytes], *, where: str) -> list[BaseMessage]:
+    """As `decode`, many at once."""
+    try:
+        return messages_from_dict([json.loads(line) for line in lines])
+    except Exception:
+        return [decode(line, where=where) for line in lines]  # one of them will say what is wrong
 
 
 def text_of(message: BaseMessage) -> str:

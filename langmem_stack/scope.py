@@ -64,7 +64,7 @@ class SessionKeys:
     """
 
     messages: str
-    """List: the messages that no summary covers, oldest first."""
+    """List: the messages that no summary covers, newest first."""
     ids: str
     """Sorted set: their ids, escaped, by position, so that a message is appended once."""
     summary: str
@@ -75,6 +75,8 @@ class SessionKeys:
     """What the registry calls it: ASCII, with the ids escaped."""
     registry: str | None = None
     """Set: the conversations of this user that Redis has seen; None for a history that stands alone."""
+    outbox: str | None = None
+    """List: what waits to be recorded; None for a history that stands alone."""
 
 
 SESSION_SUFFIXES = (":messages", ":ids", ":summary", ":lock")
@@ -83,9 +85,14 @@ SESSION_SUFFIXES = (":messages", ":ids", ":summary", ":lock")
 
 def thread_keys(prefix: str, user_id: str, thread_id: str) -> SessionKeys:
     """Return the keys of a user's conversation; different ids never give the same key."""
-    name = f"thread:{escaped(thread_id)}"
-    base = f"{_session_base(prefix, user_id)}:{name}"
-    return SessionKeys(*_four(base), name=name, registry=registry_key(prefix, user_id))
+    name = thread_name(thread_id)
+    four = _four(f"{_session_base(prefix, user_id)}:{name}")
+    return SessionKeys(*four, name, registry_key(prefix, user_id), outbox_key(prefix, user_id))
+
+
+def thread_name(thread_id: str) -> str:
+    """Return what the registry calls a user's conversation."""
+    return f"thread:{escaped(thread_id)}"
 
 
 def history_keys(prefix: str, session_id: str) -> SessionKeys:

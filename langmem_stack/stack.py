@@ -24,12 +24,13 @@ from langmem_stack.io.drivers import Connections, arun, run
 from langmem_stack.io.engine import Engine
 from langmem_stack.io.postgres import Postgres
 from langmem_stack.io.redis import Redis
+from langmem_stack.io.redis_clients import Client
 from langmem_stack.io.steps import Steps, transaction
 from langmem_stack.models import resolve_embeddings
 from langmem_stack.outbox import Outbox
 from langmem_stack.recall import Memory, memories, recall_op
 from langmem_stack.retriever import MemoryRetriever, literal_label
-from langmem_stack.scope import checked_id, user_keys
+from langmem_stack.scope import checked_id, thread_name, user_keys
 from langmem_stack.settings import Settings, read_settings
 from langmem_stack.store import PgVectorStore
 from langmem_stack.store.namespaces import forget_items_statements
@@ -117,6 +118,7 @@ class MemoryStack(Closing):
         self,
         *,
         redis_url: str | None = None,
+        redis_client: Client | None = None,
         postgres_url: str | None = None,
         data: str | os.PathLike[str] | None = None,
         embeddings: Embeddings | str | None = None,
@@ -125,7 +127,11 @@ class MemoryStack(Closing):
         """Use two servers, or a directory with embedded ones; see `Settings` for what is not given.
 
         Args:
-            redis_url: ``redis://``, ``rediss://`` or ``unix://`` URL.
+            redis_url: ``redis://``, ``rediss://`` or ``unix://`` URL, or ``redis+cluster://`` for any node of
+                a Cluster.
+            redis_client: Instead of ``redis_url`` a redis-py client, Cluster client or connection pool of
+                yours, which stays open. A plain one serves async code too, in a thread; an async one serves
+                that alone.
             postgres_url: URL or connection string as libpq takes them. Run `setup` once on a new
                 database.
             data: Directory of the embedded servers, instead of the two URLs; see `embedded`.
@@ -134,11 +140,11 @@ class MemoryStack(Closing):
             settings: All other settings; by default from the environment.
 
         Raises:
-            ConfigurationError: A URL is missing or can't be used, or both URLs and directory are given.
+            ConfigurationError: A URL is missing or can't be used, or a place is given twice.
         """
         self.settings = settings or read_settings()
         self._embeddings = embeddings if embeddings is not None else self.settings.embeddings
-        self._data, self._urls = _place(self.settings, redis_url, postgres_url, data)
+        self._data, self._targets = _place(self.settings, redis_url, redis_client, postgres_url, data)
         self._lock = threading.Lock()
         self._parts: _Parts | None = None
         self._closed = False
@@ -190,9 +196,7 @@ class MemoryStack(Closing):
         """The long-term memory as a LangGraph store, for ``graph.compile(store=...)``."""
         return self._opened().store
 
-    def history(
-        self, session_id: str, user_id: str | None = None, *, window: int | None = None
-    ) -> ConversationHistory:
+    def history(self, session_id: str, user_id: str | None = None) -> ConversationHistory:
         """Return the chat history of a session, as ``RunnableWithMessageHistory`` asks for it.
 
         It is the conversation that an agent has with this user in a thread of this id. What is added is
@@ -201,15 +205,18 @@ class MemoryStack(Closing):
 
         Args:
             session_id: Which conversation (LangGraph: thread).
-            user_id: Whose; by default the session is its own user, whose id is the session's.
-            window: How many of the newest messages it returns at most; by default the setting ``window``.
+            user_id: Whose. Without one the session is its own user, whose id is the session's: sessions of
+                the same id are then one conversation, whoever takes part.
+
+        Returns:
+            A history whose ``messages`` are the newest, as many as the setting ``window`` says; a
+            `SummarizingMemory` goes by tokens instead.
 
         Raises:
-            InvalidInputError: An id is unfit, or the window is not positive.
+            InvalidInputError: An id is unfit.
         """
         conversation = self.conversation(session_id if user_id is None else user_id, session_id)
-        size = self.settings.window if window is None else window
-        return ConversationHistory(conversation, self._opened().connections, Window(size))
+        return ConversationHistory(conversation, self._opened().connections, Window(self.settings.window))
 
     def conversation(self, user_id: str, session_id: str) -> RecordedConversation:
         """Return one session of one user, over both tiers; what the agent's nodes work with."""
@@ -333,8 +340,8 @@ class MemoryStack(Closing):
 
         `documents` are of no user and stay.
 
-        Redis goes first, so that nothing of it is written to the record again. If PostgreSQL can't be
-        reached then, the call fails and is to be repeated.
+        Redis goes first, so that nothing of it is written to the record again, and last. If one can't be
+        reached, the call fails and is to be repeated.
         """
         return self.perform(self._forget_steps(user_id))
 
@@ -390,9 +397,9 @@ class MemoryStack(Closing):
     def _open(self) -> _Parts:
         embeddings = resolve_embeddings(self._embeddings)
         servers = EmbeddedServers.start(self._data) if self._data is not None else None
-        redis_url, postgres_url = (servers.redis_url, servers.postgres_url) if servers else self._urls
+        target, postgres_url = (servers.redis_url, servers.postgres_url) if servers else self._targets
         try:
-            redis, postgres = Redis(redis_url), Postgres(postgres_url)
+            redis, postgres = Redis(target), Postgres(postgres_url)
             # A graph's own items are found by all their text; turns name the text they are found by.
             store = PgVectorStore(postgres, index={"embed": embeddings, "fields": ["$"]})
             connections = Connections(postgres=postgres, redis=redis, embeddings=embeddings)
@@ -420,31 +427,39 @@ class MemoryStack(Closing):
 
     def _forget_steps(self, user_id: str) -> Steps[Receipt]:
         user = checked_id("user_id", user_id)
-        deleted = yield from forget_steps(*user_keys(self.settings.redis_prefix, user))
+        keys = user_keys(self.settings.redis_prefix, user)
+        deleted = yield from forget_steps(*keys)
         # Messages and sessions first: that waits for a writer, whose items are then there to be erased.
         statements = [*forget_statements(user), *forget_items_statements((user,))]
         *said, _, items, _ = yield from transaction(*statements)
-        messages, sessions = map(len, said)
-        return Receipt(user, messages, sessions, len(items), deleted)
+        messages, sessions = said
+        # Once more: a reader may have put back what it had read before, and the registry may be lost.
+        names = [thread_name(row["session_id"]) for row in sessions]
+        deleted += yield from forget_steps(*keys, names)
+        return Receipt(user, len(messages), len(sessions), len(items), deleted)
 
 
 def _place(
     settings: Settings,
     redis_url: str | None,
+    redis_client: Client | None,
     postgres_url: str | None,
     data: str | os.PathLike[str] | None,
-) -> tuple[Path | None, tuple[str, str]]:
-    """Return the embedded servers' directory or the two URLs: what is given first, then the settings."""
+) -> tuple[Path | None, tuple[str | Client, str]]:
+    """Return the embedded servers' directory or where the two are: what is given first, then the settings."""
+    if redis_client is not None and (redis_url or data is not None):
+        raise ConfigurationError("pass redis_url, redis_client or data, and not two of them")
     if data is not None and (redis_url or postgres_url):
         raise ConfigurationError("pass data for embedded servers, or redis_url and postgres_url, not both")
     if data is not None:
         return Path(data), ("", "")
-    redis_url, postgres_url = redis_url or settings.redis_url, postgres_url or settings.postgres_url
-    if redis_url and postgres_url:
-        return None, (redis_url, postgres_url)
-    if settings.data is not None and not redis_url and not postgres_url:
+    redis = redis_url or settings.redis_url if redis_client is None else redis_client
+    postgres_url = postgres_url or settings.postgres_url
+    if redis and postgres_url:
+        return None, (redis, postgres_url)
+    if settings.data is not None and not redis and not postgres_url:
         return settings.data, ("", "")
-    missing = [name for name, url in (("redis_url", redis_url), ("postgres_url", postgres_url)) if not url]
+    missing = [name for name, given in (("redis_url", redis), ("postgres_url", postgres_url)) if not given]
     raise ConfigurationError(
         f"no {' and no '.join(missing)}: pass it, or set "
         f"{' and '.join(f'LANGMEM_STACK_{name.upper()}' for name in missing)}; "

@@ -133,7 +133,8 @@ def tail_steps(user_id: str, session_id: str, limit: int | None) -> Steps[Runnin
         return Running()
     summary, ids, lines = rows[0]["summary"], rows[0]["ids"][::-1], rows[0]["messages"][::-1]
     where = f"session {session_id!r} of user {user_id!r} in the transcript"
-    return Running(summary, [decode(line, where=where) for line in lines], ids)
+    messages = [decode(line, where=where) for line in lines]
+    return Running(summary, messages, ids, whole=limit is None or len(ids) < limit)
 
 
 def fold_steps(user_id: str, session_id: str, before: str, ids: Sequence[str], summary: str) -> Steps[bool]:

@@ -28,6 +28,8 @@ def cuts(messages: Sequence[BaseMessage]) -> list[int]:
     No cut lies between a message with tool calls and one that answers it, however much was said in
     between, nor behind calls whose answers may still come: those after which nobody spoke.
     """
+    if not any(map(_is_traffic, messages)):
+        return list(range(len(messages) + 1))
     reach = _reaches(messages)
     allowed, open_until = [0], -1
     for index in range(len(messages)):
@@ -44,6 +46,8 @@ def presentable(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
 
     A call at the end may still be answered, and stays.
     """
+    if not any(map(_is_traffic, messages)):
+        return list(messages)
     answers = _answers(messages)
     unanswered = _unanswered(messages, answers)
     spoken = max((i for i, message in enumerate(messages) if _speaks(message)), default=-1)
@@ -136,7 +140,9 @@ def _unanswered(messages: Sequence[BaseMessage], answers: dict[int, int]) -> set
 
 def _calls(message: BaseMessage) -> set[str]:
     """Return what identifies the calls that a message makes."""
-    if not isinstance(message, AIMessage):
+    if not isinstance(message, AIMessage) or not (
+        message.tool_calls or message.invalid_tool_calls or message.additional_kwargs
+    ):
         return set()
     made = [*message.tool_calls, *message.invalid_tool_calls]
     calls = {call["id"] for call in made if call["id"]}
@@ -153,6 +159,11 @@ def _answered(message: BaseMessage) -> str:
 
 def _is_answer(message: BaseMessage) -> bool:
     return isinstance(message, ToolMessage | FunctionMessage)
+
+
+def _is_traffic(message: BaseMessage) -> bool:
+    """Whether this makes calls, or answers one."""
+    return _is_answer(message) or bool(_calls(message))
 
 
 def _speaks(message: BaseMessage) -> bool:

@@ -7,7 +7,8 @@ costs the same however long the conversation is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from langchain_core.messages import BaseMessage
 from langmem_stack.errors import CorruptDataError
 from langmem_stack.io.steps import Steps, commands, lua
 from langmem_stack.lua import load
-from langmem_stack.messages import decode, encode
+from langmem_stack.messages import decode_all, encode
 from langmem_stack.scope import SESSION_SUFFIXES, SessionKeys, escaped, unescaped
 
 LUA = load("session")
@@ -34,6 +35,10 @@ class Running:
     """What each message is known by; messages without an id of their own have one here."""
     waiting: int = 0
     """How many messages of the user wait in the outbox."""
+    whole: bool = True
+    """Whether ``messages`` are all that the summary does not cover, and nothing is known to be missing."""
+    foldable: bool = True
+    """Whether a summary could be swapped in now."""
 
 
 class Conversation(Protocol):
@@ -42,8 +47,8 @@ class Conversation(Protocol):
     def read_steps(self, limit: int | None = None) -> Steps[Running]:
         """Read the summary and the newest messages, all of them when the limit is None."""
 
-    def messages_steps(self, limit: int | None = None) -> Steps[list[BaseMessage]]:
-        """As `read_steps`, the messages alone."""
+    def messages_steps(self, limit: int | None = None) -> Steps[tuple[list[BaseMessage], bool]]:
+        """As `read_steps`, the messages alone, and whether nothing was said before them."""
 
     def append_steps(
         self, messages: Sequence[tuple[str, BaseMessage]], keep: int | None = None
@@ -88,52 +93,56 @@ class WorkingSession:
             keep: How many of the newest messages stay; None: all.
 
         Returns:
-            How many messages were appended; those with a known id are not counted.
+            How many messages of the user wait in the outbox.
         """
         if not messages:
             return 0
-        return int((yield from self._append(LUA["append"], messages, keep)))
+        return int((yield from self._append("append", messages, keep, summary="")))
 
-    def replace_steps(
-        self, messages: Sequence[tuple[str, BaseMessage]], summary: str, keep: int | None = None
-    ) -> Steps[None]:
+    def replace_steps(self, messages: Sequence[tuple[str, BaseMessage]], summary: str) -> Steps[None]:
         """Put messages and a summary into the place of what is there."""
-        yield from self._append(LUA["replace"], messages, keep, summary)
+        yield from self._append("replace", messages, None, summary=summary)
 
-    def read_steps(self, limit: int | None = None, outbox: str | None = None) -> Steps[Running]:
-        """Read the summary and the newest messages, and how many wait in an outbox.
+    def read_steps(self, limit: int | None = None) -> Steps[Running]:
+        """Read the summary and the newest messages, and how many wait in the outbox.
 
         Raises:
             CorruptDataError: Something that is not a message lies in the list.
         """
-        summary, lines, names, waiting = yield from lua(
-            LUA["read"], keys=(*self._three(), *([outbox] if outbox else [])), args=(limit or 0,)
+        summary, lines, names, waiting = yield from lua(LUA["read"], keys=self._keys(), args=(limit or 0,))
+        with self._corrupt(self.keys.summary):
+            text = summary.decode() if isinstance(summary, bytes) else summary
+        with self._corrupt(self.keys.ids):
+            ids = [unescaped(name.decode() if isinstance(name, bytes) else name) for name in reversed(names)]
+        return Running(
+            text,
+            self._decoded(lines),
+            ids,
+            int(waiting),
+            whole=limit is None or len(lines) < limit,
+            # Redis may have evicted the ids, and then knows no longer which messages it holds.
+            foldable=len(ids) == len(lines),
         )
-        text = _text(summary, where=f"the key {self.keys.summary!r} in Redis")
-        ids = [unescaped(_text(name, where=f"the key {self.keys.ids!r} in Redis")) for name in names]
-        return Running(text, self._decoded(lines), ids, int(waiting))
 
-    def messages_steps(self, limit: int | None = None) -> Steps[list[BaseMessage]]:
+    def messages_steps(self, limit: int | None = None) -> Steps[tuple[list[BaseMessage], bool]]:
         """Read the newest messages alone.
 
         Raises:
             CorruptDataError: Something that is not a message lies in the list.
         """
-        start = 0 if limit is None else -limit
-        [lines] = yield from commands(("LRANGE", self.keys.messages, start, -1))
-        return self._decoded(lines)
+        last = -1 if limit is None else limit - 1
+        [lines] = yield from commands(("LRANGE", self.keys.messages, 0, last))
+        return self._decoded(lines), limit is None or len(lines) < limit
 
     def clear_steps(self) -> Steps[None]:
         """Delete the conversation."""
-        yield from commands(("DEL", *self._three()))
+        yield from commands(("DEL", self.keys.messages, self.keys.ids, self.keys.summary))
 
     def fold_steps(self, running: Running, count: int, summary: str) -> Steps[bool]:
         """Replace the first messages of what was read by a summary, if all is as it was read."""
-        if len(running.ids) < count:
-            return False  # Redis has evicted the ids, and knows no longer which messages it holds
         ids = (escaped(name) for name in running.ids[:count])
-        args: tuple[str | int, ...] = (*self._expiry(), running.summary, summary, *ids)
-        return bool((yield from lua(LUA["fold"], keys=self._three(), args=args)))
+        args: tuple[str | int, ...] = (*self._expiry(), self.keys.name, running.summary, summary, *ids)
+        return bool((yield from lua(LUA["fold"], keys=self._keys(), args=args)))
 
     def lock_steps(self, token: str, seconds: float) -> Steps[bool]:
         """Take the lock on summarising, or keep it, for so long at most."""
@@ -145,43 +154,42 @@ class WorkingSession:
         yield from lua(LUA["unlock"], keys=(self.keys.lock,), args=(token,))
 
     def _append(
-        self, script: str, messages: Sequence[tuple[str, BaseMessage]], keep: int | None, *more: str
+        self, script: str, messages: Sequence[tuple[str, BaseMessage]], keep: int | None, *, summary: str
     ) -> Steps[Any]:
         pairs = (part for name, message in messages for part in (escaped(name), encode(message)))
-        registry = [self.keys.registry] if self.keys.registry else []
-        return (
-            yield from lua(
-                script,
-                keys=(*self._three(), *registry),
-                args=(*self._expiry(), keep or 0, self.keys.name, *more, *pairs),
-            )
-        )
+        args: tuple[str | int, ...] = (*self._expiry(), keep or 0, self.keys.name, summary, *pairs)
+        return (yield from lua(LUA[script], keys=self._keys(), args=args))
 
     def _decoded(self, lines: Sequence[bytes | str]) -> list[BaseMessage]:
         where = f"the key {self.keys.messages!r} in Redis"
-        return [decode(line, where=where) for line in lines]
+        return decode_all(lines[::-1], where=where)
 
-    def _three(self) -> tuple[str, str, str]:
-        return self.keys.messages, self.keys.ids, self.keys.summary
+    def _keys(self) -> tuple[str, ...]:
+        keys = self.keys
+        of_user = (keys.registry, keys.outbox) if keys.registry and keys.outbox else ()
+        return keys.messages, keys.ids, keys.summary, *of_user
+
+    @contextmanager
+    def _corrupt(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except UnicodeDecodeError as error:
+            raise CorruptDataError(
+                f"the key {key!r} in Redis holds something that langmem_stack did not write there"
+            ) from error
 
     def _expiry(self) -> tuple[int, int]:
         return 0 if self.ttl is None else max(1, round(self.ttl * 1000)), int(self.sliding)
 
 
-def forget_steps(registry: str, outbox: str, sessions: str) -> Steps[int]:
+def forget_steps(registry: str, outbox: str, sessions: str, names: Sequence[str] = ()) -> Steps[int]:
     """Delete all that a user has in Redis, in one step; return how many keys there were.
 
     Args:
         registry: The key of the set that names the user's conversations.
         outbox: The key of the user's outbox.
         sessions: What the keys of the conversations begin with.
+        names: Conversations besides those in the registry, as it would name them.
     """
-    return int((yield from lua(LUA["forget"], keys=(registry, outbox), args=(sessions, *SESSION_SUFFIXES))))
-
-
-def _text(reply: bytes | str, *, where: str) -> str:
-    """Return a reply as text; a client that decodes has done so already."""
-    try:
-        return reply.decode() if isinstance(reply, bytes) else reply
-    except UnicodeDecodeError as error:
-        raise CorruptDataError(f"{where} holds something that langmem_stack did not write there") from error
+    args = (sessions, *SESSION_SUFFIXES, *names)
+    return int((yield from lua(LUA["forget"], keys=(registry, outbox), args=args)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 import threading
 from collections.abc import Sequence
@@ -19,11 +18,11 @@ NOTHING_YET = "(nothing yet)"
 
 
 def parts(prompt: Sequence[BaseMessage]) -> tuple[str, str]:
-    """Return the summary and the messages that a prompt holds, as they were before they were escaped."""
+    """Return the summary and the messages that a prompt holds."""
     text = prompt[-1].text
     before, said = _SUMMARY.search(text), _MESSAGES.search(text)
-    summary = html.unescape(before[1]) if before else ""
-    return "" if summary == NOTHING_YET else summary, html.unescape(said[1]) if said else ""
+    summary = before[1] if before else ""
+    return "" if summary == NOTHING_YET else summary, said[1] if said else ""
 
 
 class CopyingModel(BaseChatModel):

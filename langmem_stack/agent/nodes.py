@@ -127,9 +127,8 @@ def _loaded(loaded: Loaded) -> dict[str, Any]:
 def _record_steps(memory: MemoryStack, state: MemoryState, config: RunnableConfig) -> Steps[list[str]]:
     context = state.get("context")
     exchange = _exchange(state["messages"], context["recent"] if context else [])
-    behind = context is not None and not {"redis", "postgres"}.isdisjoint(context["degraded"])
     conversation = _conversation(memory, config)
-    return (yield from conversation.record_steps(_named(exchange), _occurred_at(config), behind=behind))
+    return (yield from conversation.record_steps(_named(exchange), _occurred_at(config)))
 
 
 def _exchange(messages: Sequence[BaseMessage], recent: Sequence[BaseMessage]) -> list[BaseMessage]:

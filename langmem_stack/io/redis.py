@@ -27,6 +27,8 @@ end
 return replies
 """
 
+_NO_WRITES = ("-OOM ", "-READONLY ", "NOREPLICAS ", "MISCONF ")  # the last: the disk is full or broken
+
 
 class Redis:
     """One Redis server or Cluster; nothing is opened before the first request."""
@@ -81,16 +83,27 @@ class Redis:
     def _errors(self, request: Commands | Script) -> Iterator[None]:
         try:
             yield
+        except UnicodeDecodeError as error:
+            raise CorruptDataError(
+                f"a key of {_keys(request)} in Redis at {self.address!r} holds bytes that the client "
+                "can't decode: langmem_stack did not write them"
+            ) from error
         except (redis_errors.RedisError, redis_errors.RedisClusterException) as error:
+            if "Cluster mode is not enabled" in str(error):
+                raise StorageError(
+                    f"Redis at {self.address!r} is no node of a Cluster, or forbids CLUSTER SLOTS; write the "
+                    "URL of a single server as redis://..."
+                ) from error
             if _is_away(error):
                 raise StorageUnavailableError(
                     f"Redis at {self.address!r} did not answer: {error}; 'langmem-stack doctor' tells more"
                 ) from error
             if _takes_no_writes(error):
                 raise StorageUnavailableError(
-                    f"Redis at {self.address!r} takes no writes: {error}; give it memory, or name its primary"
+                    f"Redis at {self.address!r} takes no writes: {error}; give it memory or disk, mend its "
+                    "replicas, or name its primary"
                 ) from error
-            if isinstance(error, redis_errors.MovedError):
+            if isinstance(error, redis_errors.MovedError) or str(error).startswith("MOVED "):
                 raise StorageError(
                     f"Redis at {self.address!r} is a node of a Cluster; write its URL as redis+cluster://..."
                 ) from error
@@ -117,7 +130,7 @@ def _is_away(error: Exception) -> bool:
 def _takes_no_writes(error: Exception) -> bool:
     # Inside a script the server's error is a part of another one.
     full_or_replica = isinstance(error, redis_errors.OutOfMemoryError | redis_errors.ReadOnlyError)
-    return full_or_replica or any(code in str(error) for code in ("-OOM ", "-READONLY "))
+    return full_or_replica or any(code in str(error) for code in _NO_WRITES)
 
 
 def _script(request: Commands | Script) -> Script:

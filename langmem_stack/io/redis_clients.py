@@ -26,7 +26,11 @@ _CLUSTER = "+cluster"  # redis+cluster://host:7000 names any node of a Cluster
 _TRIES_AGAIN = 1  # at once, on a new connection: the server restarted, or dropped an idle one
 _TIMEOUTS: dict[str, Any] = {"socket_connect_timeout": 5.0, "socket_timeout": 5.0}  # seconds
 # A pool that is used up makes callers wait for a connection, as PostgreSQL's does.
-_POOL: dict[str, Any] = {"max_connections": 32, "timeout": 20.0, **_TIMEOUTS}
+_WAIT = 20.0  # seconds
+_POOL: dict[str, Any] = {"max_connections": 32, "timeout": _WAIT, **_TIMEOUTS}
+_MOST_AT_ONCE = 128  # requests of an event loop to a Cluster
+# Before redis-py 6 ``retry`` is about the connections to the nodes of a Cluster alone.
+_COUNTS_TRIES = int(redis.__version__.partition(".")[0]) < 6
 
 
 class Clients(Protocol):
@@ -62,13 +66,18 @@ class OwnClients:
             self._cluster = parts.scheme.endswith(_CLUSTER)
             self._url = url.replace(_CLUSTER, "", 1) if self._cluster else url
             self.address = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
-            redis.ConnectionPool.from_url(self._url)
+            options = redis.ConnectionPool.from_url(self._url).connection_kwargs
         except ValueError:
             # redis-py's message may quote the URL, password and all
             raise ConfigurationError(
                 "the Redis URL can't be used; write it as redis://:password@host:6379/0, rediss://... "
                 "for TLS, redis+cluster://... for a node of a Cluster or unix:///path/to/redis.sock"
             ) from None
+        if self._cluster and (options.get("db") or "path" in options):
+            raise ConfigurationError(
+                "a Redis Cluster has one database, 0, and no Unix socket; write its URL as "
+                "redis+cluster://:password@host:6379"
+            )
         self._closed_message = f"the connections to Redis at {self.address!r} are closed"
         self._lock = threading.Lock()
         self._client: PlainClient | None = None
@@ -77,12 +86,16 @@ class OwnClients:
 
     def plain(self) -> PlainClient:
         """Return the client for plain code, made at the first call."""
-        with self._lock:
-            if self._closed:
-                raise ClosedError(self._closed_message)
-            if self._client is None:
-                self._client = self._opened()
-            return self._client
+        if (client := self._kept()) is not None:
+            return client
+        # A Cluster is connected to here, which takes seconds if it is away: threads try side by side.
+        opened, kept = self._opened(), None
+        try:
+            kept = self._kept(opened)
+        finally:
+            if kept is not opened:
+                opened.close()
+        return kept or opened
 
     async def running(self) -> AsyncClient:
         """Return the running loop's client, made at its first call."""
@@ -101,24 +114,55 @@ class OwnClients:
         await self._clients.aclose()
         self.close()
 
+    def _kept(self, opened: PlainClient | None = None) -> PlainClient | None:
+        """Return the client for plain code; where there was none, it is the given one from now on."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError(self._closed_message)
+            self._client = self._client or opened
+            return self._client
+
     def _opened(self) -> PlainClient:
-        if self._cluster:
-            return redis.RedisCluster.from_url(self._url, **_TIMEOUTS)
         retry = Retry(NoBackoff(), _TRIES_AGAIN)
+        if self._cluster:
+            pool_class = redis.BlockingConnectionPool
+            return redis.RedisCluster.from_url(
+                self._url, connection_pool_class=pool_class, **_tries(retry), **_POOL
+            )
         return redis.Redis.from_pool(redis.BlockingConnectionPool.from_url(self._url, retry=retry, **_POOL))
 
     async def _hold(self) -> AsyncGenerator[AsyncClient]:
         client: AsyncClient
+        retry = AsyncRetry(NoBackoff(), _TRIES_AGAIN)
         if self._cluster:
-            client = redis.asyncio.RedisCluster.from_url(self._url, **_TIMEOUTS)
+            client = _WaitingCluster.from_url(self._url, **_tries(retry), **_TIMEOUTS)
         else:
-            retry = AsyncRetry(NoBackoff(), _TRIES_AGAIN)
             pool = redis.asyncio.BlockingConnectionPool.from_url(self._url, retry=retry, **_POOL)
             client = redis.asyncio.Redis.from_pool(pool)
         try:
             yield client
         finally:
             await client.aclose()
+
+
+class _WaitingCluster(redis.asyncio.RedisCluster):
+    """Makes callers wait for a connection, where redis-py's raises an error when all are in use."""
+
+    def __init__(self, **options: Any) -> None:
+        most = options.setdefault("max_connections", _MOST_AT_ONCE)
+        super().__init__(**options)
+        self._turns = asyncio.Semaphore(most)
+
+    async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            async with asyncio.timeout(_WAIT):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise redis.ConnectionError("no connection became free") from None
+        try:
+            return await super().execute_command(*args, **kwargs)
+        finally:
+            self._turns.release()
 
 
 class GivenClient:
@@ -169,6 +213,11 @@ class GivenClient:
     async def aclose(self) -> None:
         """As `close`."""
         await asyncio.sleep(0)
+
+
+def _tries(retry: Retry | AsyncRetry) -> dict[str, Any]:
+    """Return how often the client of a Cluster asks again who has a key, when that node is away."""
+    return {"cluster_error_retry_attempts": _TRIES_AGAIN} if _COUNTS_TRIES else {"retry": retry}
 
 
 def _address(client: PlainClient | AsyncClient | None) -> str:

@@ -1,7 +1,9 @@
--- The running conversation of a session. KEYS of all but the last three: messages, ids, summary.
+-- The running conversation of a session. Its list has the newest message first: Redis before version 7 looks
+-- for elements from the head, and most reads want the newest. KEYS of all but the last three: messages, ids, summary, and for a
+-- user's session the registry and the outbox.
 
 -- shared --
-local messages, ids, summary = KEYS[1], KEYS[2], KEYS[3]
+local messages, ids, summary, registry, outbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 
 -- All keys of a session have one time to live, in ms: from now on, or what is left of it. 0: they stay.
 local function expire(ttl, sliding)
@@ -21,7 +23,8 @@ local function forget_old_ids()
 end
 
 -- The registry outlives every session that it names.
-local function register(registry, name, ttl)
+local function register(name, ttl)
+  if not registry then return end
   local left = redis.call('PTTL', registry)
   redis.call('SADD', registry, name)
   if ttl == 0 then
@@ -31,73 +34,77 @@ local function register(registry, name, ttl)
   end
 end
 
--- Appends what is new. From: where pairs of id and message begin in ARGV.
-local function append(from, keep)
+local function count_waiting()
+  if outbox then return redis.call('LLEN', outbox) end
+  return 0
+end
+
+-- Appends what is new of the pairs of id and message, which begin with the sixth of ARGV.
+local function append(keep)
   local newest = redis.call('ZREVRANGE', ids, 0, 0, 'WITHSCORES')
   local position = tonumber(newest[2] or 0)
   local added = 0
-  for i = from, #ARGV, 2 do
+  for i = 6, #ARGV, 2 do
     if redis.call('ZADD', ids, 'NX', position + 1, ARGV[i]) == 1 then
-      redis.call('RPUSH', messages, ARGV[i + 1])
+      redis.call('LPUSH', messages, ARGV[i + 1])
       position = position + 1
       added = added + 1
     end
   end
-  if keep > 0 then redis.call('LTRIM', messages, -keep, -1) end
+  if keep > 0 then redis.call('LTRIM', messages, 0, keep - 1) end
   forget_old_ids()
   return added
 end
 
 -- append --
--- KEYS[4]: the registry, or none. ARGV: time to live, whether it slides, how many messages to keep or 0 for
--- all, the name in the registry, then id and message in turn.
+-- ARGV: time to live, whether it slides, how many messages to keep or 0 for all, the name in the registry, '',
+-- then id and message in turn. Returns how many messages wait in the outbox.
 -- These fail, before anything is written, if a key holds something foreign.
 redis.call('LLEN', messages)
 redis.call('ZCARD', ids)
 redis.call('STRLEN', summary)
-local added = append(5, tonumber(ARGV[3]))
-local ttl = expire(tonumber(ARGV[1]), ARGV[2] == '1')
-if KEYS[4] then register(KEYS[4], ARGV[4], ttl) end
-return added
+if registry then redis.call('SCARD', registry) end
+local waiting = count_waiting()
+append(tonumber(ARGV[3]))
+register(ARGV[4], expire(tonumber(ARGV[1]), ARGV[2] == '1'))
+return waiting
 
 -- replace --
--- As append, into an empty session; ARGV has the summary behind the name.
+-- As append, into an empty session; behind the name ARGV has the summary.
 redis.call('DEL', messages, ids, summary)
 if ARGV[5] ~= '' then redis.call('SET', summary, ARGV[5]) end
-append(6, tonumber(ARGV[3]))
-local ttl = expire(tonumber(ARGV[1]), ARGV[2] == '1')
-if KEYS[4] then register(KEYS[4], ARGV[4], ttl) end
+append(tonumber(ARGV[3]))
+register(ARGV[4], expire(tonumber(ARGV[1]), ARGV[2] == '1'))
 return 1
 
 -- read --
--- KEYS[4]: the outbox, or none. ARGV: how many of the newest messages to read, 0 for all.
+-- ARGV: how many of the newest messages to read, 0 for all. Returns them, and their ids, the newest first.
 local count = redis.call('LLEN', messages)
 local limit = tonumber(ARGV[1])
 if limit > 0 and limit < count then count = limit end
-local lines, names, waiting = {}, {}, 0
+local lines, names = {}, {}
 if count > 0 then
-  lines = redis.call('LRANGE', messages, -count, -1)
-  names = redis.call('ZRANGE', ids, -count, -1)
+  lines = redis.call('LRANGE', messages, 0, count - 1)
+  names = redis.call('ZREVRANGE', ids, 0, count - 1)
 end
-if KEYS[4] then waiting = redis.call('LLEN', KEYS[4]) end
-return {redis.call('GET', summary) or '', lines, names, waiting}
+return {redis.call('GET', summary) or '', lines, names, count_waiting()}
 
 -- fold --
--- ARGV: time to live, whether it slides, the summary as it was read, the new one, then the ids of what it
--- covers. If any of that is not as it was read, nothing changes.
-if (redis.call('GET', summary) or '') ~= ARGV[3] then return 0 end
+-- ARGV: time to live, whether it slides, the name in the registry, the summary as it was read, the new one,
+-- then the ids of what it covers. If any of that is not as it was read, nothing changes.
+if (redis.call('GET', summary) or '') ~= ARGV[4] then return 0 end
 local length = redis.call('LLEN', messages)
-local count = #ARGV - 4
-if count > length then return 0 end
 local first = redis.call('ZCARD', ids) - length
+local count = #ARGV - 5
+if count > length or first < 0 then return 0 end
 local names = redis.call('ZRANGE', ids, first, first + count - 1)
 for i = 1, count do
-  if names[i] ~= ARGV[i + 4] then return 0 end
+  if names[i] ~= ARGV[i + 5] then return 0 end
 end
-redis.call('LTRIM', messages, count, -1)
-redis.call('SET', summary, ARGV[4])
+redis.call('LTRIM', messages, 0, -count - 1)
+redis.call('SET', summary, ARGV[5])
 forget_old_ids()
-expire(tonumber(ARGV[1]), ARGV[2] == '1')
+register(ARGV[3], expire(tonumber(ARGV[1]), ARGV[2] == '1'))
 return 1
 
 -- lock --
@@ -113,9 +120,12 @@ return 0
 
 -- forget --
 -- Deletes all that a user has here. KEYS: the registry, the outbox. ARGV: what the keys of sessions begin
--- with, and what they end with. They are not among KEYS, as only the registry knows them, but share its slot.
+-- with, their four ends, and names of sessions besides those in the registry. The keys of sessions are not
+-- among KEYS, as the registry knows them; they share its slot.
 local deleted = 0
-for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
-  for i = 2, #ARGV do deleted = deleted + redis.call('DEL', ARGV[1] .. name .. ARGV[i]) end
+local function forget(name)
+  for i = 2, 5 do deleted = deleted + redis.call('DEL', ARGV[1] .. name .. ARGV[i]) end
 end
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do forget(name) end
+for i = 6, #ARGV do forget(ARGV[i]) end
 return deleted + redis.call('DEL', KEYS[1], KEYS[2])

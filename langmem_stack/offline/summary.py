@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 
 LABEL = "[offline stand-in: clipped from what was said, not summarised]"
@@ -22,8 +21,8 @@ def clipped_summary(instructions: str, prompt: str) -> str | None:
     before, limit = _SUMMARY.search(prompt), _TOKENS.search(instructions)
     if before is None or limit is None:
         return None
-    lines = [line[2:] for line in html.unescape(before[1]).splitlines() if line.startswith("- ")]
-    lines += [html.unescape(text) for text in _SAID.findall(prompt[before.end() :])]
+    lines = [line[2:] for line in before[1].splitlines() if line.startswith("- ")]
+    lines += _SAID.findall(prompt[before.end() :])
     room = max(0, int(limit[1]) * _CHARACTERS - len(LABEL))
     while len(lines) > 2 and len(lines) * (_SHORTEST + 3) > room:
         del lines[len(lines) // 2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from langchain_core.messages import BaseMessage, HumanMessage
@@ -20,9 +20,11 @@ from langmem_stack.summarizing.prompts import (
     summary_message,
     summary_prompt,
 )
-from langmem_stack.window import cuts
+from langmem_stack.window import cuts, first
 from langmem_stack.working import Conversation, Running
 
+_FRACTION = 4  # of what it may be is the least that a shortened summary has
+_STOPPED = {"length", "max_tokens", "MAX_TOKENS"}  # finish_reason or stop_reason, by provider
 _POLL = 0.1  # seconds between looks at whether another process has summarised
 NOT_SUMMARISED = "the conversation was not summarised, the next call tries again: %s"
 _log = logging.getLogger("langmem_stack.summarizing")
@@ -52,12 +54,10 @@ class Folder:
             self.budget.chunk_tokens - self.budget.count(summary_prompt(summary, "", 0)),
             self.budget.chunk_tokens // 4,
         )
-        covered, chunk = 0, ""
-        for at in cuts(messages)[1:]:
-            longer = rendered(messages[:at])
-            if chunk and self._tokens(longer) > room:
-                break
-            covered, chunk = at, longer
+        units = cuts(messages)[1:]
+        too_long = first(units, lambda at: self._tokens(rendered(messages[:at])) > room)
+        covered = units[max(0, too_long - 1)]
+        chunk = rendered(messages[:covered])
         for piece in self._pieces(chunk, room):
             summary = yield from self._summarise(summary, piece, config)
         return summary, covered
@@ -106,7 +106,7 @@ class Folder:
             return None
         try:
             running = yield from conversation.read_steps()
-            while count := self.budget.cut(running.summary, running.messages, fresh):
+            while running.foldable and (count := self.budget.cut(running.summary, running.messages, fresh)):
                 summary, covered = yield from self.fold_steps(
                     running.summary, running.messages[:count], config
                 )
@@ -115,7 +115,8 @@ class Folder:
                     running = yield from conversation.read_steps()
                     break
                 running = Running(summary, running.messages[covered:], running.ids[covered:])
-                yield from conversation.lock_steps(token, self.lock_seconds)
+                if not (yield from conversation.lock_steps(token, self.lock_seconds)):
+                    break
         except Exception:
             yield from conversation.unlock_steps(token)
             raise
@@ -135,21 +136,24 @@ class Folder:
         """
         running = yield from conversation.read_steps()
         waited = 0.0
-        while self.budget.size(running.summary, [*running.messages, *fresh]) > self.budget.max_tokens:
+        while running.foldable and self.is_over(running, fresh):
             try:
                 compacted = yield from self.compact_steps(conversation, token, fresh, config)
             except (ModelError, StorageUnavailableError) as error:
                 _log.warning(NOT_SUMMARISED, error)
-                break
+                return replace(running, foldable=False)
             if compacted is not None:
                 return compacted
             if waited > self.lock_seconds:
                 _log.warning("another process has been summarising for %g s; going on without", waited)
-                break
+                return (yield from conversation.read_steps())
             yield from pause(_POLL)
             waited += _POLL
-            running = yield from conversation.read_steps()
         return running
+
+    def is_over(self, running: Running, fresh: Sequence[BaseMessage] = ()) -> bool:
+        """Whether a conversation and what comes next are over the hard budget."""
+        return self.budget.size(running.summary, [*running.messages, *fresh]) > self.budget.max_tokens
 
     def _summarise(self, summary: str, messages: str, config: RunnableConfig | None) -> Steps[str]:
         limit = self.budget.max_summary_tokens
@@ -161,13 +165,17 @@ class Folder:
         except ModelError as error:
             _log.warning("the summary stays longer than %d tokens: %s", limit, error)
             return new
-        return min(new, shorter, key=len)
+        # A refusal would be shorter too.
+        tokens = self.budget.count([HumanMessage(shorter)])
+        return shorter if limit // _FRACTION <= tokens and len(shorter) < len(new) else new
 
     def _asked(self, prompt: Sequence[BaseMessage], config: RunnableConfig | None) -> Steps[str]:
         answer = yield from ask(self.model, prompt, config)
         text = storable_text(answer.strip() if isinstance(answer, str) else text_of(answer))
         if not text:
             raise ModelError("the chat model answered with nothing when it was asked for a summary")
+        if isinstance(answer, BaseMessage) and _STOPPED & set(map(str, answer.response_metadata.values())):
+            raise ModelError("the chat model's summary was cut off; let it write more tokens")
         return text
 
     def _pieces(self, text: str, room: int) -> Iterator[str]:

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import threading
 import uuid
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, NotRequired, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NotRequired, cast
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage, HumanMessage, RemoveMessage, convert_to_messages
-from langchain_core.prompt_values import PromptValue
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import merge_configs
 from langgraph.graph import MessagesState
 
-from langmem_stack.errors import InvalidInputError, LangmemStackError
+from langmem_stack.errors import InvalidInputError
 from langmem_stack.history import ConversationHistory
 from langmem_stack.io.drivers import Connections, arun, run
 from langmem_stack.io.steps import Steps
 from langmem_stack.models import resolve_chat_model
+from langmem_stack.summarizing.background import Background, arun_locked, run_locked
 from langmem_stack.summarizing.budget import Budget, split_system
 from langmem_stack.summarizing.folding import Folder
+from langmem_stack.summarizing.forms import detached, messages_of, quiet, state_of, update_of
 from langmem_stack.summarizing.prefixes import Prefix, Prefixes
 from langmem_stack.summarizing.tokens import token_counter as counter_of
 from langmem_stack.summarizing.wrapped import RememberingRunnable
 from langmem_stack.window import CountTokens
 from langmem_stack.working import Running
 
-T = TypeVar("T")
 _CHUNK_TOKENS = 4_000  # where the model does not say how much it can read
 _MOST_CHUNK_TOKENS = 32_000  # models that can read more overlook what stands in the middle
 _NOWHERE = Connections()
-_LATER = "the conversation was not summarised in the background, a later call tries again: %s"
-_log = logging.getLogger("langmem_stack.summarizing")
-# What a summary costs is traced, but its tokens are not streamed to the user.
-_QUIET: RunnableConfig = {"tags": ["nostream", "langsmith:nostream"], "run_name": "summarize"}
 
 
 class SummarizedState(MessagesState):
@@ -66,6 +57,10 @@ class SummarizingMemory(Runnable[Any, Any]):
 
         builder.add_node("summarize", memory)        # over a `SummarizedState`
         model.invoke(memory.fit(state["messages"], state.get("summary", "")))
+
+    In a pipe it knows a list again by what it begins with, in this process; a list whose first messages
+    are cut off is a new one. As a node it does nothing in the background: a node can change the state
+    only while it runs.
     """
 
     def __init__(
@@ -95,7 +90,8 @@ class SummarizingMemory(Runnable[Any, Any]):
             chunk_tokens: How much is read in one call; by default half of what the model says it can
                 read, at most 32,000, or 4,000 where it does not say.
             token_counter: Counts the tokens of a list of messages; by default the model's own counting
-                where it has one, else LangChain's approximation.
+                where it has one, else LangChain's approximation. Some providers' own is a request,
+                which a chain waits for several times in a turn.
             lock_seconds: After how many seconds others may go on if a process dies while it summarises.
 
         Raises:
@@ -113,12 +109,9 @@ class SummarizingMemory(Runnable[Any, Any]):
             max_tokens // 4 if max_summary_tokens is None else max_summary_tokens,
             _chunk_tokens(asked) if chunk_tokens is None else chunk_tokens,
         )
-        self.name = "SummarizingMemory"
         self._folder = Folder(asked, self.budget, lock_seconds)
         self._prefixes = Prefixes()
-        self._lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
-        self._tasks: set[asyncio.Task[None]] = set()  # a loop itself keeps only weak references
+        self._background = Background()
 
     def wrap(
         self,
@@ -162,7 +155,7 @@ class SummarizingMemory(Runnable[Any, Any]):
             input: Messages in any of LangChain's forms, or the state of a graph with ``messages`` and
                 perhaps ``summary``.
             config: For the runs of the model.
-            **kwargs: None.
+            **kwargs: Ignored.
 
         Returns:
             For messages a list of messages within the budget. For a state its update: the new summary,
@@ -171,27 +164,26 @@ class SummarizingMemory(Runnable[Any, Any]):
         Raises:
             InvalidInputError: The input is neither.
         """
-        return self._call_with_config(cast("Any", self._invoked), input, config, **kwargs)
+        return self._call_with_config(cast("Any", self._invoked), input, config)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
         """As `invoke`."""
-        return await self._acall_with_config(cast("Any", self._ainvoked), input, config, **kwargs)
+        return await self._acall_with_config(cast("Any", self._ainvoked), input, config)
 
-    def join(self) -> None:
+    def join(self, timeout: float | None = None) -> None:
         """Wait until plain calls have nothing more to do in the background, such as before the program ends.
 
         A program that ends without waiting loses no message: a later call summarises what this one did
-        not.
+        not, after ``lock_seconds`` at most.
+
+        Args:
+            timeout: Seconds after which it waits no longer; None: any time.
         """
-        with self._lock:
-            threads = self._threads
-        for thread in threads:
-            thread.join()
+        self._background.join(timeout)
 
     async def ajoin(self) -> None:
-        """As `join`, for async calls on the running loop."""
-        here = asyncio.get_running_loop()
-        await asyncio.gather(*(task for task in self._tasks if task.get_loop() is here))
+        """As `join`, for async calls on the running loop; `asyncio.wait_for` ends the waiting alone."""
+        await self._background.ajoin()
 
     def prepare(
         self, history: ConversationHistory, fresh: Sequence[BaseMessage], config: RunnableConfig | None = None
@@ -202,51 +194,55 @@ class SummarizingMemory(Runnable[Any, Any]):
             StorageUnavailableError: No server is reachable.
         """
         token = uuid.uuid4().hex
-        steps = self._folder.fitting_steps(history.conversation, token, fresh, _quiet(config))
-        return _run(steps, history, token)
+        steps = self._folder.fitting_steps(history.conversation, token, fresh, quiet(config))
+        return run_locked(steps, history, token)
 
     async def aprepare(
         self, history: ConversationHistory, fresh: Sequence[BaseMessage], config: RunnableConfig | None = None
     ) -> Running:
         """As `prepare`."""
         token = uuid.uuid4().hex
-        steps = self._folder.fitting_steps(history.conversation, token, fresh, _quiet(config))
-        return await _arun(steps, history, token)
+        steps = self._folder.fitting_steps(history.conversation, token, fresh, quiet(config))
+        return await arun_locked(steps, history, token)
 
-    def compact_later(self, history: ConversationHistory, running: Running) -> None:
+    def compact_later(
+        self, history: ConversationHistory, running: Running, config: RunnableConfig | None = None
+    ) -> None:
         """Summarise a conversation in the background, if it is over the soft budget."""
-        if self._is_soft(running.summary, running.messages):
+        if running.foldable and self._is_soft(running.summary, running.messages):
             token = uuid.uuid4().hex
-            steps = self._folder.compact_steps(history.conversation, token, (), _QUIET)
-            self._start(lambda: _run(steps, history, token))
+            steps = self._folder.compact_steps(history.conversation, token, (), detached(config))
+            self._background.start(lambda: run_locked(steps, history, token))
 
-    async def acompact_later(self, history: ConversationHistory, running: Running) -> None:
-        """As `compact_later`."""
-        if self._is_soft(running.summary, running.messages):
+    def acompact_later(
+        self, history: ConversationHistory, running: Running, config: RunnableConfig | None = None
+    ) -> None:
+        """As `compact_later`, as a task of the running loop."""
+        if running.foldable and self._is_soft(running.summary, running.messages):
             token = uuid.uuid4().hex
-            steps = self._folder.compact_steps(history.conversation, token, (), _QUIET)
-            self._astart(lambda: _arun(steps, history, token))
+            steps = self._folder.compact_steps(history.conversation, token, (), detached(config))
+            self._background.astart(lambda: arun_locked(steps, history, token))
 
     def _invoked(self, given: Any, config: RunnableConfig) -> Any:
-        if (state := _state(given)) is not None:
-            return _update(state, *run(self._node_steps(*state, config), _NOWHERE))
-        system, said = split_system(_messages(given))
+        if (state := state_of(given)) is not None:
+            return update_of(state, *run(self._node_steps(*state, config), _NOWHERE))
+        system, said = split_system(messages_of(given))
         known = self._prefixes.find(said)
         if self._is_over(self.budget.max_tokens, known.summary, [*system, *said[known.covered :]]):
             known = run(self._piped_steps(said, known, config), _NOWHERE)
         elif self._is_due(system, said, known):
-            self._start(lambda: run(self._piped_steps(said, known, _QUIET), _NOWHERE))
+            self._background.start(lambda: run(self._begun_steps(said, known, detached(config)), _NOWHERE))
         return self.fit([*system, *said[known.covered :]], known.summary)
 
     async def _ainvoked(self, given: Any, config: RunnableConfig) -> Any:
-        if (state := _state(given)) is not None:
-            return _update(state, *(await arun(self._node_steps(*state, config), _NOWHERE)))
-        system, said = split_system(_messages(given))
+        if (state := state_of(given)) is not None:
+            return update_of(state, *(await arun(self._node_steps(*state, config), _NOWHERE)))
+        system, said = split_system(messages_of(given))
         known = self._prefixes.find(said)
         if self._is_over(self.budget.max_tokens, known.summary, [*system, *said[known.covered :]]):
             known = await arun(self._piped_steps(said, known, config), _NOWHERE)
         elif self._is_due(system, said, known):
-            self._astart(lambda: arun(self._piped_steps(said, known, _QUIET), _NOWHERE))
+            self._background.astart(lambda: arun(self._begun_steps(said, known, detached(config)), _NOWHERE))
         return self.fit([*system, *said[known.covered :]], known.summary)
 
     def _is_over(self, tokens: int, summary: str, messages: Sequence[BaseMessage]) -> bool:
@@ -265,111 +261,20 @@ class SummarizingMemory(Runnable[Any, Any]):
         if not self._is_over(self.budget.max_tokens, summary, messages):
             return summary, 0
         _, said = split_system(messages)
-        return (yield from self._folder.folded_steps(summary, said, _quiet(config)))
+        return (yield from self._folder.folded_steps(summary, said, quiet(config)))
 
     def _piped_steps(
         self, said: Sequence[BaseMessage], known: Prefix, config: RunnableConfig
     ) -> Steps[Prefix]:
         rest = said[known.covered :]
-        try:
-            summary, count = yield from self._folder.folded_steps(known.summary, rest, _quiet(config))
-        finally:
-            self._prefixes.end(known)
+        summary, count = yield from self._folder.folded_steps(known.summary, rest, quiet(config))
         return self._prefixes.keep(said, known.covered + count, summary)
 
-    def _start(self, work: Callable[[], Any]) -> None:
-        """Work in the background; a thread that never keeps the process from exiting."""
-
-        def quietly() -> None:
-            try:
-                work()
-            except Exception as error:
-                _log_failure(error)
-
-        thread = threading.Thread(target=quietly, name="langmem-summarize", daemon=True)
-        with self._lock:
-            thread.start()
-            self._threads = [other for other in self._threads if other.is_alive()] + [thread]
-
-    def _astart(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        """As `_start`, on the running loop."""
-
-        async def quietly() -> None:
-            try:
-                await work()
-            except Exception as error:
-                _log_failure(error)
-
-        task = asyncio.get_running_loop().create_task(quietly())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-def _log_failure(error: Exception) -> None:
-    _log.warning(_LATER, error, exc_info=not isinstance(error, LangmemStackError))
-
-
-def _run(steps: Steps[T], history: ConversationHistory, token: str) -> T:
-    """Run steps that may hold the lock on a conversation, and release it also when they are cut short."""
-    try:
-        return run(steps, history.connections)
-    except Exception:
-        raise  # they have released it themselves
-    except BaseException:
-        with suppress(LangmemStackError):
-            run(history.conversation.unlock_steps(token), history.connections)
-        raise
-
-
-async def _arun(steps: Steps[T], history: ConversationHistory, token: str) -> T:
-    """As `_run`."""
-    try:
-        return await arun(steps, history.connections)
-    except Exception:
-        raise
-    except BaseException:
-        with suppress(LangmemStackError):
-            await arun(history.conversation.unlock_steps(token), history.connections)
-        raise
-
-
-def _state(given: Any) -> tuple[list[BaseMessage], str] | None:
-    """Return messages and summary of a graph's state, whatever class that has; None for something else."""
-    if isinstance(given, PromptValue):
-        return None
-    state = given if isinstance(given, Mapping) else getattr(given, "__dict__", {})
-    if (messages := state.get("messages")) is None:
-        return None
-    return convert_to_messages(messages), state.get("summary") or ""
-
-
-def _update(state: tuple[list[BaseMessage], str], summary: str, covered: int) -> dict[str, Any]:
-    """Return how a state changes when the summary covers so many of what was said in it."""
-    _, said = split_system(state[0])
-    if not covered:
-        return {}
-    if any(message.id is None for message in said[:covered]):
-        raise InvalidInputError("the state's messages have no ids; annotate them with add_messages")
-    removed = [RemoveMessage(id=str(message.id)) for message in said[:covered]]
-    return {"messages": removed, "summary": summary}
-
-
-def _messages(given: Any) -> list[BaseMessage]:
-    """Return the messages that a chat model would take this for."""
-    if isinstance(given, PromptValue):
-        return given.to_messages()
-    if isinstance(given, str):
-        return [HumanMessage(given)]
-    if isinstance(given, Sequence):
-        return convert_to_messages(given)
-    raise InvalidInputError(
-        "a SummarizingMemory takes messages, a prompt or a graph's state with messages, not "
-        f"{type(given).__name__} {given!r}; to give a chain a history, use wrap()"
-    )
-
-
-def _quiet(config: RunnableConfig | None) -> RunnableConfig:
-    return merge_configs(config, _QUIET)
+    def _begun_steps(self, said: Sequence[BaseMessage], known: Prefix, config: RunnableConfig) -> Steps[None]:
+        try:
+            yield from self._piped_steps(said, known, config)
+        finally:
+            self._prefixes.end(known)
 
 
 def _chunk_tokens(model: Runnable[Any, Any]) -> int:

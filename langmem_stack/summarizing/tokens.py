@@ -26,13 +26,19 @@ def token_counter(model: Runnable[Any, Any]) -> CountTokens:
     if not isinstance(model, BaseLanguageModel) or not _counts(model):
         return count_tokens_approximately
 
+    failed = False
+
     def count(messages: Sequence[BaseMessage]) -> int:
-        try:
-            return model.get_num_tokens_from_messages(list(messages))
-        except Exception as error:
-            # A tokenizer that can't be downloaded, a kind of content that it does not know.
-            _log.warning("the model can't count tokens, they are approximated: %r", error)
-            return count_tokens_approximately(messages)
+        nonlocal failed
+        if not failed:
+            try:
+                return model.get_num_tokens_from_messages(list(messages))
+            except Exception as error:
+                # A tokenizer that can't be downloaded, a kind of content that it does not know. For good:
+                # numbers of two scales can't be compared.
+                _log.warning("the model can't count tokens, they are approximated from now on: %r", error)
+                failed = True
+        return count_tokens_approximately(messages)
 
     return count
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.messages import (
@@ -41,7 +43,6 @@ class RememberingRunnable(Runnable[Any, Any]):
         history_messages_key: str | None,
     ) -> None:
         """See `SummarizingMemory.wrap`."""
-        self.name = "RememberingRunnable"
         self._memory, self._chain, self._history = memory, chain, history
         self._input_key, self._output_key = input_messages_key, output_messages_key
         self._history_key = history_messages_key
@@ -73,7 +74,10 @@ class RememberingRunnable(Runnable[Any, Any]):
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> Iterator[Any]:
-        """As `invoke`, in the pieces that the chain gives; the exchange is remembered after the last."""
+        """As `invoke`, in the pieces that the chain gives; the exchange is remembered after the last.
+
+        A LangGraph agent is streamed with ``stream_mode="values"``, whose last piece holds the answer.
+        """
         streamed = cast("Any", self._streamed)
         yield from self._transform_stream_with_config(iter([input]), streamed, config, **kwargs)
 
@@ -97,15 +101,15 @@ class RememberingRunnable(Runnable[Any, Any]):
         running = self._memory.prepare(history, new, config)
         prompt, sent = self._prompt(value, running, new)
         output = self._chain.invoke(prompt, config, **kwargs)
-        self._write(history, running, [*new, *self._answers(output, sent)])
+        self._write(history, running, [*new, *self._answers(output, sent)], config)
         return output
 
     async def _ainvoked(self, value: Any, config: RunnableConfig, **kwargs: Any) -> Any:
-        history, new = self._session(config), self._new(value)
+        history, new = await asyncio.to_thread(self._session, config), self._new(value)
         running = await self._memory.aprepare(history, new, config)
         prompt, sent = self._prompt(value, running, new)
         output = await self._chain.ainvoke(prompt, config, **kwargs)
-        await self._awrite(history, running, [*new, *self._answers(output, sent)])
+        await self._awrite(history, running, [*new, *self._answers(output, sent)], config)
         return output
 
     def _streamed(self, values: Iterator[Any], config: RunnableConfig, **kwargs: Any) -> Iterator[Any]:
@@ -117,28 +121,33 @@ class RememberingRunnable(Runnable[Any, Any]):
         for piece in self._chain.stream(prompt, config, **kwargs):
             yield piece
             output = _joined(output, piece)
-        self._write(history, running, [*new, *self._answers(output, sent)])
+        self._write(history, running, [*new, *self._answers(output, sent)], config)
 
     async def _astreamed(
         self, values: AsyncIterator[Any], config: RunnableConfig, **kwargs: Any
     ) -> AsyncIterator[Any]:
         [value] = [value async for value in values]
-        history, new = self._session(config), self._new(value)
+        history, new = await asyncio.to_thread(self._session, config), self._new(value)
         running = await self._memory.aprepare(history, new, config)
         prompt, sent = self._prompt(value, running, new)
         output = None
         async for piece in self._chain.astream(prompt, config, **kwargs):
             yield piece
             output = _joined(output, piece)
-        await self._awrite(history, running, [*new, *self._answers(output, sent)])
+        await self._awrite(history, running, [*new, *self._answers(output, sent)], config)
 
-    def _write(self, history: ConversationHistory, running: Running, said: list[BaseMessage]) -> None:
+    def _write(
+        self, history: ConversationHistory, running: Running, said: list[BaseMessage], config: RunnableConfig
+    ) -> None:
         run(history.conversation.append_steps(named(said)), history.connections)
-        self._memory.compact_later(history, _grown(running, said))
+        self._memory.compact_later(history, _grown(running, said), config)
 
-    async def _awrite(self, history: ConversationHistory, running: Running, said: list[BaseMessage]) -> None:
-        await arun(history.conversation.append_steps(named(said)), history.connections)
-        await self._memory.acompact_later(history, _grown(running, said))
+    async def _awrite(
+        self, history: ConversationHistory, running: Running, said: list[BaseMessage], config: RunnableConfig
+    ) -> None:
+        # Whoever has the whole answer and leaves now does not undo it.
+        await asyncio.shield(arun(history.conversation.append_steps(named(said)), history.connections))
+        self._memory.acompact_later(history, _grown(running, said), config)
 
     def _session(self, config: RunnableConfig) -> ConversationHistory:
         if isinstance(self._history, ConversationHistory):
@@ -150,8 +159,14 @@ class RememberingRunnable(Runnable[Any, Any]):
                 'the chain was called without a session; pass config={"configurable": {"session_id": "..."}}'
             )
         configurable |= dict.fromkeys(_SESSION, session)
-        wanted = inspect.signature(self._history).parameters
-        history = self._history(**{name: configurable[name] for name in wanted if name in configurable})
+        wanted = inspect.signature(self._history).parameters.values()
+        if len(wanted) == 1 and not any(each.kind is each.VAR_KEYWORD for each in wanted):
+            history = self._history(session)
+        elif any(each.kind is each.VAR_KEYWORD for each in wanted):
+            history = self._history(**configurable)
+        else:
+            names = [each.name for each in wanted if each.name in configurable]
+            history = self._history(**{name: configurable[name] for name in names})
         if not isinstance(history, ConversationHistory):
             raise ConfigurationError(
                 f"a {type(history).__name__} can't keep a summary; return a RedisChatMessageHistory, or pass "
@@ -161,16 +176,23 @@ class RememberingRunnable(Runnable[Any, Any]):
 
     def _new(self, value: Any) -> list[BaseMessage]:
         """Return the new messages of an input."""
+        if self._history_key is not None and not isinstance(value, Mapping):
+            raise InvalidInputError(
+                f"with history_messages_key the input is a dict, not {type(value).__name__} {value!r}"
+            )
         new = _messages(self._part(value, self._input_key, "input"), HumanMessage)
         if not new:
             raise InvalidInputError("the chain was called without a new message")
-        return new
+        return [_with_id(message, name) for name, message in named(new)]
 
     def _prompt(
         self, value: Any, running: Running, new: Sequence[BaseMessage]
     ) -> tuple[Any, list[BaseMessage]]:
         """Return the chain's input, and the messages in it."""
-        shown = self._memory.fit([*running.messages, *new], running.summary)
+        # With ids, by which what an agent hands back is known again.
+        said = [_with_id(message, name) for name, message in zip(running.ids, running.messages, strict=False)]
+        said += running.messages[len(said) :]
+        shown = self._memory.fit([*said, *new], running.summary)
         if self._history_key is not None:
             before = [message for message in shown if not any(message is fresh for fresh in new)]
             return {**cast("dict[str, Any]", value), self._history_key: before}, []
@@ -195,6 +217,8 @@ class RememberingRunnable(Runnable[Any, Any]):
     def _part(value: Any, key: str | None, kind: str) -> Any:
         if not isinstance(value, Mapping):
             return value
+        if key is None and kind == "output":
+            key = next((usual for usual in ("messages", "output") if usual in value), None)
         if key is None and len(value) != 1:
             raise InvalidInputError(
                 f"the {kind} is a dict with the keys {sorted(map(str, value))}; name the one that holds the "
@@ -207,7 +231,11 @@ class RememberingRunnable(Runnable[Any, Any]):
 
 
 def _grown(running: Running, said: Sequence[BaseMessage]) -> Running:
-    return Running(running.summary, [*running.messages, *said])
+    return replace(running, messages=[*running.messages, *said])
+
+
+def _with_id(message: BaseMessage, name: str) -> BaseMessage:
+    return message if message.id else message.model_copy(update={"id": name})
 
 
 def _messages(given: Any, kind: type[HumanMessage] | type[AIMessage]) -> list[BaseMessage]:
@@ -225,4 +253,8 @@ def _messages(given: Any, kind: type[HumanMessage] | type[AIMessage]) -> list[Ba
 
 
 def _joined(whole: Any, piece: Any) -> Any:
-    return piece if whole is None else whole + piece
+    """Return pieces as one; of those that can't be added, such as states of a graph, the last."""
+    try:
+        return piece if whole is None else whole + piece
+    except TypeError:
+        return piece

@@ -51,8 +51,8 @@ class World:
         loaded: Loaded = self.mode(memory, "perform", memory.conversation("u", session).load_steps(question))
         return loaded
 
-    def record(self, memory: MemoryStack, number: int, *, behind: bool = False) -> list[str]:
-        steps = memory.conversation("u", "s").record_steps(named(exchange(number)), NOW, behind=behind)
+    def record(self, memory: MemoryStack, number: int) -> list[str]:
+        steps = memory.conversation("u", "s").record_steps(named(exchange(number)), NOW)
         degraded: list[str] = self.mode(memory, "perform", steps)
         return degraded
 
@@ -190,8 +190,8 @@ def test_without_postgres_nothing_is_lost(world: World, prefix: str) -> None:
     loaded = world.load(world.without_postgres, "question 0")
     assert (ids(loaded.recent), loaded.recalled, loaded.degraded) == (["h0", "a0"], [], ["postgres"])
 
-    assert world.record(world.without_postgres, 1, behind=True) == ["postgres"]
-    assert world.record(world.without_postgres, 2, behind=True) == ["postgres"]
+    assert world.record(world.without_postgres, 1) == ["postgres"]
+    assert world.record(world.without_postgres, 2) == ["postgres"]
     assert ids(world.load(world.without_postgres).recent) == ["h1", "a1", "h2", "a2"]
     assert world.recorded() == ["h0", "a0"]
 
@@ -206,7 +206,7 @@ def test_postgres_that_comes_back_within_a_turn_keeps_the_order(world: World) ->
     """An exchange whose turn began without PostgreSQL is recorded behind those that wait."""
     world.record(world.without_postgres, 0)
 
-    assert world.record(world.both, 1, behind=True) == []
+    assert world.record(world.both, 1) == []
 
     assert world.recorded() == ["h0", "a0", "h1", "a1"]
 
@@ -216,14 +216,14 @@ def test_what_waits_is_recorded_first_after_any_outage(world: World) -> None:
     world.record(world.without_postgres, 0)
     assert world.load(world.without_redis).degraded == ["redis"]
 
-    assert world.record(world.both, 1, behind=True) == []
+    assert world.record(world.both, 1) == []
 
     assert world.recorded() == ["h0", "a0", "h1", "a1"]
 
 
 def test_an_outbox_out_of_reach_does_not_stop_the_record(world: World) -> None:
     """With Redis down what waits there goes on waiting, and the new exchange is recorded."""
-    assert world.record(world.without_redis, 1, behind=True) == ["redis"]
+    assert world.record(world.without_redis, 1) == ["redis"]
 
     assert world.recorded() == ["h1", "a1"]
 
@@ -274,8 +274,8 @@ def test_a_crash_at_any_point_of_recording_loses_and_doubles_nothing(world: Worl
     for stop in range(6):
         recorded = world.recorded()
         conversation = world.both.conversation("u", "s")
-        crash_after(conversation.record_steps(named(exchange(stop)), NOW, behind=True), stop, world)
-        world.record(world.both, stop, behind=True)
+        crash_after(conversation.record_steps(named(exchange(stop)), NOW), stop, world)
+        world.record(world.both, stop)
 
         assert world.recorded() == [*recorded, f"h{stop}", f"a{stop}"]
         assert ids(world.load(world.both).recent)[-2:] == [f"h{stop}", f"a{stop}"]

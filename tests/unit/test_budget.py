@@ -81,7 +81,8 @@ def test_what_is_shown_fits_and_has_no_orphan(
     last_unit = presentable(messages[cuts(messages)[-2] :]) if messages else []
     assert said[len(said) - len(last_unit) :] == last_unit
     if count_tokens_approximately(shown) > max_tokens:
-        question = [message for message in kept if isinstance(message, HumanMessage)][-1:]
+        starts = [messages[at] for at in cuts(messages)[:-1]]
+        question = [message for message in starts if isinstance(message, HumanMessage)][-1:]
         assert said in (last_unit, [*question, *last_unit])
 
 
