@@ -6,27 +6,20 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from langchain_core.embeddings import Embeddings
 
-from langmem_stack.documents import Documents
-from langmem_stack.embedded import EmbeddedServers
-from langmem_stack.errors import ClosedError, ConfigurationError
+from langmem_stack.errors import ClosedError
 from langmem_stack.exchange import RecordedConversation
 from langmem_stack.history import ConversationHistory, Window
 from langmem_stack.io.closing import Closing
-from langmem_stack.io.drivers import Connections, arun, run
-from langmem_stack.io.engine import Engine
-from langmem_stack.io.postgres import Postgres
-from langmem_stack.io.redis import Redis
+from langmem_stack.io.drivers import arun, run
 from langmem_stack.io.redis_clients import Client
 from langmem_stack.io.steps import Steps, transaction
-from langmem_stack.models import resolve_embeddings
+from langmem_stack.opened import Parts, open_parts, place
 from langmem_stack.outbox import Outbox
 from langmem_stack.recall import Memory, memories, recall_op
 from langmem_stack.retriever import MemoryRetriever, literal_label
@@ -76,33 +69,6 @@ class Receipt:
     """Keys in Redis: running conversations, their ids, the outbox."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    connections: Connections
-    redis: Redis
-    store: PgVectorStore
-    documents: Documents
-    servers: EmbeddedServers | None
-
-    def close(self) -> None:
-        """Close all, the servers last; if one fails, the others are closed nonetheless."""
-        with ExitStack() as closing_all:
-            if self.servers is not None:
-                closing_all.callback(self.servers.stop)
-            closing_all.callback(self.connections.close)
-            closing_all.callback(self.documents.close)
-            closing_all.callback(self.store.close)
-
-    async def aclose(self) -> None:
-        """As `close`."""
-        async with AsyncExitStack() as closing_all:
-            if self.servers is not None:
-                closing_all.push_async_callback(asyncio.to_thread, self.servers.stop)
-            closing_all.push_async_callback(self.connections.aclose)
-            closing_all.push_async_callback(self.documents.aclose)
-            closing_all.push_async_callback(self.store.aclose)
-
-
 class MemoryStack(Closing):
     """The memory of an application: what it remembers, of whom, on which servers.
 
@@ -144,9 +110,9 @@ class MemoryStack(Closing):
         """
         self.settings = settings or read_settings()
         self._embeddings = embeddings if embeddings is not None else self.settings.embeddings
-        self._data, self._targets = _place(self.settings, redis_url, redis_client, postgres_url, data)
+        self._data, self._targets = place(self.settings, redis_url, redis_client, postgres_url, data)
         self._lock = threading.Lock()
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         self._closed = False
 
     @classmethod
@@ -379,38 +345,20 @@ class MemoryStack(Closing):
         await self._aopened()
         return self
 
-    def _opened(self) -> _Parts:
+    def _opened(self) -> Parts:
         if (parts := self._parts) is not None:
             return parts
         with self._lock:
             if self._closed:
                 raise ClosedError("this MemoryStack is closed; make a new one")
             if self._parts is None:
-                self._parts = self._open()
+                self._parts = open_parts(self._embeddings, self._data, self._targets)
             return self._parts
 
-    async def _aopened(self) -> _Parts:
+    async def _aopened(self) -> Parts:
         if (parts := self._parts) is not None:
             return parts
         return await asyncio.to_thread(self._opened)  # starting servers would block the loop for seconds
-
-    def _open(self) -> _Parts:
-        embeddings = resolve_embeddings(self._embeddings)
-        servers = EmbeddedServers.start(self._data) if self._data is not None else None
-        target, postgres_url = (servers.redis_url, servers.postgres_url) if servers else self._targets
-        try:
-            redis, postgres = Redis(target), Postgres(postgres_url)
-            # A graph's own items are found by all their text; turns name the text they are found by.
-            store = PgVectorStore(postgres, index={"embed": embeddings, "fields": ["$"]})
-            connections = Connections(postgres=postgres, redis=redis, embeddings=embeddings)
-            documents = Documents(connections, embeddings, Engine(postgres_url))
-            if servers is not None:
-                run(store.prepare_steps(), store.connections)
-        except BaseException:
-            if servers is not None:
-                servers.stop()
-            raise
-        return _Parts(connections, redis, store, documents, servers)
 
     def _recall_steps(self, user_id: str, question: str, limit: int | None) -> Steps[list[Memory]]:
         op = recall_op(
@@ -437,34 +385,6 @@ class MemoryStack(Closing):
         names = [thread_name(row["session_id"]) for row in sessions]
         deleted += yield from forget_steps(*keys, names)
         return Receipt(user, len(messages), len(sessions), len(items), deleted)
-
-
-def _place(
-    settings: Settings,
-    redis_url: str | None,
-    redis_client: Client | None,
-    postgres_url: str | None,
-    data: str | os.PathLike[str] | None,
-) -> tuple[Path | None, tuple[str | Client, str]]:
-    """Return the embedded servers' directory or where the two are: what is given first, then the settings."""
-    if redis_client is not None and (redis_url or data is not None):
-        raise ConfigurationError("pass redis_url, redis_client or data, and not two of them")
-    if data is not None and (redis_url or postgres_url):
-        raise ConfigurationError("pass data for embedded servers, or redis_url and postgres_url, not both")
-    if data is not None:
-        return Path(data), ("", "")
-    redis = redis_url or settings.redis_url if redis_client is None else redis_client
-    postgres_url = postgres_url or settings.postgres_url
-    if redis and postgres_url:
-        return None, (redis, postgres_url)
-    if settings.data is not None and not redis and not postgres_url:
-        return settings.data, ("", "")
-    missing = [name for name, given in (("redis_url", redis), ("postgres_url", postgres_url)) if not given]
-    raise ConfigurationError(
-        f"no {' and no '.join(missing)}: pass it, or set "
-        f"{' and '.join(f'LANGMEM_STACK_{name.upper()}' for name in missing)}; "
-        "MemoryStack.embedded(path) and LANGMEM_STACK_DATA need no URL"
-    )
 
 
 def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
