@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import uuid
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from langmem_stack import MemoryStack, RedisChatMessageHistory, SummarizingMemor
 from langmem_stack.errors import ConfigurationError, CorruptDataError, InvalidInputError
 from langmem_stack.history import ConversationHistory
 from langmem_stack.io.drivers import run
+from langmem_stack.io.steps import pause
 from langmem_stack.offline import OfflineChatModel
 from langmem_stack.scope import SessionKeys, history_keys, thread_keys
+from langmem_stack.settings import Settings
 from langmem_stack.summarizing.prompts import is_summary
 from langmem_stack.working import Running
 from tests.conftest import Mode, Servers
@@ -76,7 +79,15 @@ def echo(messages: list[BaseMessage]) -> AIMessage:
     return AIMessage(f"heard {messages[-1].text}")
 
 
+def agent() -> Runnable[Any, Any]:
+    builder = StateGraph(MessagesState)
+    builder.add_node("answer", lambda state: {"messages": [echo(state["messages"])]})
+    builder.add_edge(START, "answer")
+    return builder.compile()
+
+
 ECHO: Runnable[Any, Any] = RunnableLambda(echo)
+AGENT = agent()
 
 
 def memory_of(model: Any = None, **options: Any) -> SummarizingMemory:
@@ -123,11 +134,8 @@ def test_a_prompt_with_a_place_for_the_history(place: Place) -> None:
 
 def test_an_agent_that_returns_all_messages_adds_its_new_ones(place: Place) -> None:
     """What the agent was sent, summary and all, is in its output again, and is not appended again."""
-    builder = StateGraph(MessagesState)
-    builder.add_node("answer", lambda state: {"messages": [AIMessage(f"heard {state['messages'][-1].text}")]})
-    builder.add_edge(START, "answer")
     memory = memory_of(max_tokens=120, max_summary_tokens=60, keep_tokens=20)
-    chain = memory.wrap(builder.compile(), place.history, output_messages_key="messages")
+    chain = memory.wrap(AGENT, place.history)
 
     for number in range(12):
         place.mode(chain, "invoke", {"messages": [HumanMessage(f"number {number}")]}, CONFIG)
@@ -152,6 +160,41 @@ def test_a_stream_gives_every_piece_and_is_remembered_at_its_end(place: Place) -
     assert len(pieces) > 3
     assert place.texts() == ["It is noted", "".join(piece.content for piece in pieces)]
     assert type(place.read().messages[1]) is AIMessage
+
+
+def test_an_agent_is_streamed_by_its_states(place: Place) -> None:
+    """States can't be added up; the last one holds the answer, which is remembered."""
+    chain = memory_of().wrap(AGENT, place.history)
+    given = {"messages": [HumanMessage("one")]}
+
+    async def astream() -> list[Any]:
+        return [piece async for piece in chain.astream(given, CONFIG, stream_mode="values")]
+
+    is_async = place.mode.is_async
+    pieces = (
+        place.mode.wait(astream()) if is_async else list(chain.stream(given, CONFIG, stream_mode="values"))
+    )
+
+    assert len(pieces) == 2
+    assert place.texts() == ["one", "heard one"]
+
+
+def test_an_agent_that_gives_messages_new_ids_adds_nothing_twice(place: Place) -> None:
+    """Also one that works on copies, such as a graph on another machine: messages are known by their ids."""
+
+    def remote(state: dict[str, Any]) -> dict[str, Any]:
+        said = [message.model_copy() for message in state["messages"]]
+        for message in said:
+            message.id = message.id or uuid.uuid4().hex
+        return {"messages": [*said, AIMessage(f"heard {said[-1].text}", id=uuid.uuid4().hex)], "other": 1}
+
+    place.history("s", "u").add_messages([HumanMessage("zero"), AIMessage("heard zero")])
+    chain = memory_of().wrap(RunnableLambda(remote), place.history)
+
+    for text in ("one", "two"):
+        place.mode(chain, "invoke", {"messages": [HumanMessage(text)]}, CONFIG)
+
+    assert place.texts() == ["zero", "heard zero", "one", "heard one", "two", "heard two"]
 
 
 def test_a_stream_that_is_left_adds_nothing(place: Place) -> None:
@@ -450,6 +493,82 @@ def test_a_session_has_to_be_named(place: Place) -> None:
         place.mode(chain, "invoke", "one")
     place.mode(chain, "invoke", "one", {"configurable": {"thread_id": "s", "user_id": "u"}})
     assert place.texts() == ["one", "heard one"]
+
+
+def test_a_history_is_made_as_its_function_wants_it(place: Place) -> None:
+    """A sole parameter is the session, whatever its name; others go by their names, or all of them."""
+    memory = memory_of()
+
+    made: list[Any] = [
+        lambda name: place.history(name, "u"),
+        place.history,
+        lambda **scope: place.history(scope["session_id"], scope["user_id"]),
+    ]
+    for number, make in enumerate(made):
+        place.mode(memory.wrap(ECHO, make), "invoke", str(number), CONFIG)
+
+    assert place.texts()[::2] == ["0", "1", "2"]
+
+
+def test_without_postgres_no_model_is_asked_in_vain(
+    servers: Servers, settings: Settings, mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A summary that could not be swapped in is not made, and the turn is answered from Redis."""
+    monkeypatch.setattr(
+        "langmem_stack.io.postgres._POOL_DEFAULTS", {"min_size": 0, "max_size": 4, "timeout": 0.2}
+    )
+    stack = MemoryStack(
+        postgres_url=f"postgresql:///x?host={tmp_path}",
+        redis_url=servers.redis_url,
+        embeddings="offline",
+        settings=settings,
+    )
+    model = CopyingModel()
+    memory = memory_of(model, max_tokens=60, soft_tokens=50, max_summary_tokens=20, keep_tokens=20)
+    chain = memory.wrap(ECHO, stack.history)
+
+    for number in range(6):
+        assert mode(chain, "invoke", f"number {number}", CONFIG).text == f"heard number {number}"
+    mode(memory, "join")
+    mode(stack, "close")
+
+    assert model.prompts == []
+
+
+def test_whoever_leaves_after_the_answer_does_not_undo_it(place: Place) -> None:
+    """A call that is cancelled while it writes is remembered, in full."""
+    written = asyncio.Event
+
+    async def leave() -> None:
+        kept = place.history("s", "u")
+        append, begun = kept.conversation.append_steps, written()
+
+        def slow(*given: Any) -> Any:
+            begun.set()
+            yield from pause(0.2)
+            return (yield from append(*given))
+
+        kept.conversation = Slow(kept.conversation, slow)
+        task = asyncio.create_task(memory_of().wrap(ECHO, kept).ainvoke("one"))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.5)
+
+    place.mode.wait(leave())
+
+    assert place.texts() == ["one", "heard one"]
+
+
+class Slow:
+    """A conversation that takes its time to append."""
+
+    def __init__(self, conversation: Any, append_steps: Any) -> None:
+        self._conversation, self.append_steps = conversation, append_steps
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._conversation, name)
 
 
 @pytest.mark.parametrize(

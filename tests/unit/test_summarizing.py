@@ -10,8 +10,16 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import GenericFakeChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
@@ -293,6 +301,58 @@ def test_tool_calls_and_their_results_are_read_too() -> None:
     assert read[:3] == ["human ida: look [image]", 'ai: calls weather({"town": "Bergen"})', "tool: rain"]
 
 
+def test_calls_that_failed_refusals_and_roles_are_read_too() -> None:
+    """Nothing that a message holds is covered unread."""
+    model = CopyingModel()
+    bad = {"name": "look", "args": "{broken", "id": "1", "error": "no JSON"}
+    said = [
+        AIMessage("", invalid_tool_calls=[bad]),
+        AIMessage("", additional_kwargs={"function_call": {"name": "old", "arguments": "{}"}}),
+        AIMessage("", additional_kwargs={"refusal": "I will not"}),
+        ChatMessage(content="yo", role="pirate"),
+        *talk(60),
+    ]
+
+    SummarizingMemory(model, max_tokens=300).invoke(said)
+
+    read = parts(model.prompts[0])[1].splitlines()
+    assert read[:4] == ["ai: calls look({broken)", "ai: calls old({})", "ai: I will not", "pirate: yo"]
+
+
+def test_a_summary_that_was_cut_off_is_none(mode: Mode, caplog: pytest.LogCaptureFixture) -> None:
+    """A model that reached its own limit has left something out, so nothing is replaced."""
+    answer = AIMessage("half a summa", response_metadata={"finish_reason": "length"})
+    memory = SummarizingMemory(RunnableLambda(lambda _: answer), max_tokens=300)
+
+    assert not any(map(is_summary, mode(memory, "invoke", talk(60))))
+    assert "was cut off" in caplog.text
+
+
+def test_a_refusal_to_shorten_does_not_replace_a_summary(mode: Mode) -> None:
+    """An answer of a few words to a long summary is no summary; the long one is kept, and shown cut."""
+
+    def answer(messages: list[BaseMessage]) -> AIMessage:
+        summary, said = parts(messages)
+        return AIMessage(f"{summary} {said}" if said else "Sorry, no.")
+
+    memory = SummarizingMemory(RunnableLambda(answer), max_tokens=300)
+
+    [summary, *_] = mode(memory, "invoke", talk(60))
+    assert FACT in summary.text
+    assert "Sorry" not in summary.text
+
+
+def test_tags_are_the_same_after_any_number_of_rounds(mode: Mode) -> None:
+    """What a model copies again and again does not grow, and is shown as it was said."""
+    memory = SummarizingMemory(CopyingModel(), max_tokens=600, soft_tokens=600, max_summary_tokens=400)
+    said = [HumanMessage("R&D says a < b &amp; <b>bold</b>"), *talk(60)]
+
+    for end in range(2, len(said), 2):
+        shown = mode(memory, "invoke", said[:end])
+
+    assert "R&D says a < b &amp; <b>bold</b>" in shown[0].text
+
+
 def test_the_model_counts_tokens_where_it_can(caplog: pytest.LogCaptureFixture) -> None:
     """Its own counting is used; LangChain's approximation where it has none, or where that fails."""
 
@@ -305,7 +365,8 @@ def test_the_model_counts_tokens_where_it_can(caplog: pytest.LogCaptureFixture) 
     own = token_counter(Counting(messages=iter([])))
     assert own([HumanMessage("a"), HumanMessage("b")]) == 14
     assert own([HumanMessage("what?")]) == count_tokens_approximately([HumanMessage("what?")])
-    assert "approximated" in caplog.text
+    assert own([HumanMessage("a")]) == count_tokens_approximately([HumanMessage("a")])  # for good
+    assert caplog.text.count("approximated") == 1
     assert token_counter(GenericFakeChatModel(messages=iter([]))) is count_tokens_approximately
     assert token_counter(RunnableLambda(str)) is count_tokens_approximately
     given = GenericFakeChatModel(messages=iter([]), custom_get_token_ids=lambda text: [1] * len(text))
@@ -362,3 +423,30 @@ def test_a_summary_is_traced_and_not_streamed(caplog: pytest.LogCaptureFixture) 
 
     assert "nostream" in runs[0][1]
     assert "mine" in runs[0][1]
+
+
+def test_a_summary_in_the_background_is_traced_by_the_callers_handlers(mode: Mode) -> None:
+    """It costs tokens too; but it is no part of the call that started it, which has ended."""
+
+    class Tracer(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.runs: list[tuple[str, Any]] = []
+
+        def on_chat_model_start(self, *_: Any, parent_run_id: Any = None, **more: Any) -> None:
+            self.runs.append((more["name"], parent_run_id))
+
+    tracer = Tracer()
+    memory = SummarizingMemory(CopyingModel(), max_tokens=900, soft_tokens=500)
+
+    async def turn() -> None:
+        await memory.ainvoke(talk(30), {"callbacks": [tracer]})
+        await memory.ajoin()
+
+    if mode.is_async:
+        mode.wait(turn())
+    else:
+        memory.invoke(talk(30), {"callbacks": [tracer]})
+        memory.join(timeout=30)
+
+    assert tracer.runs
+    assert set(tracer.runs) == {("summarize", None)}
