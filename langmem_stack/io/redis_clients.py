@@ -28,7 +28,8 @@ _TIMEOUTS: dict[str, Any] = {"socket_connect_timeout": 5.0, "socket_timeout": 5.
 # A pool that is used up makes callers wait for a connection, as PostgreSQL's does.
 _WAIT = 20.0  # seconds
 _POOL: dict[str, Any] = {"max_connections": 32, "timeout": _WAIT, **_TIMEOUTS}
-_MOST_AT_ONCE = 128  # requests of an event loop to a Cluster
+_MOST_AT_ONCE = 128  # requests to a Cluster, of all threads or of an event loop
+_NONE_FREE = f"no connection became free in {_WAIT:g} s"
 # Before redis-py 6 ``retry`` is about the connections to the nodes of a Cluster alone.
 _COUNTS_TRIES = int(redis.__version__.partition(".")[0]) < 6
 
@@ -38,6 +39,8 @@ class Clients(Protocol):
 
     address: str
     """What an error calls the server."""
+    is_cluster: bool
+    """Whether they are for a Cluster."""
 
     def plain(self) -> PlainClient:
         """Return the client for plain code."""
@@ -63,8 +66,8 @@ class OwnClients:
         """
         try:
             parts = urlsplit(url)
-            self._cluster = parts.scheme.endswith(_CLUSTER)
-            self._url = url.replace(_CLUSTER, "", 1) if self._cluster else url
+            self.is_cluster = parts.scheme.endswith(_CLUSTER)
+            self._url = url.replace(_CLUSTER, "", 1) if self.is_cluster else url
             self.address = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
             options = redis.ConnectionPool.from_url(self._url).connection_kwargs
         except ValueError:
@@ -73,7 +76,7 @@ class OwnClients:
                 "the Redis URL can't be used; write it as redis://:password@host:6379/0, rediss://... "
                 "for TLS, redis+cluster://... for a node of a Cluster or unix:///path/to/redis.sock"
             ) from None
-        if self._cluster and (options.get("db") or "path" in options):
+        if self.is_cluster and (options.get("db") or "path" in options):
             raise ConfigurationError(
                 "a Redis Cluster has one database, 0, and no Unix socket; write its URL as "
                 "redis+cluster://:password@host:6379"
@@ -124,18 +127,15 @@ class OwnClients:
 
     def _opened(self) -> PlainClient:
         retry = Retry(NoBackoff(), _TRIES_AGAIN)
-        if self._cluster:
-            pool_class = redis.BlockingConnectionPool
-            return redis.RedisCluster.from_url(
-                self._url, connection_pool_class=pool_class, **_tries(retry), **_POOL
-            )
+        if self.is_cluster:
+            return _WaitingCluster.from_url(self._url, **_tries(retry), **_TIMEOUTS)
         return redis.Redis.from_pool(redis.BlockingConnectionPool.from_url(self._url, retry=retry, **_POOL))
 
     async def _hold(self) -> AsyncGenerator[AsyncClient]:
         client: AsyncClient
         retry = AsyncRetry(NoBackoff(), _TRIES_AGAIN)
-        if self._cluster:
-            client = _WaitingCluster.from_url(self._url, **_tries(retry), **_TIMEOUTS)
+        if self.is_cluster:
+            client = _AsyncWaitingCluster.from_url(self._url, **_tries(retry), **_TIMEOUTS)
         else:
             pool = redis.asyncio.BlockingConnectionPool.from_url(self._url, retry=retry, **_POOL)
             client = redis.asyncio.Redis.from_pool(pool)
@@ -145,8 +145,29 @@ class OwnClients:
             await client.aclose()
 
 
-class _WaitingCluster(redis.asyncio.RedisCluster):
-    """Makes callers wait for a connection, where redis-py's raises an error when all are in use."""
+class _WaitingCluster(redis.RedisCluster):
+    """Makes callers wait for a connection, where redis-py's raises an error when all are in use.
+
+    Its nodes can't have pools that wait: those hand out connections that another thread is closing.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        most = options.setdefault("max_connections", _MOST_AT_ONCE)
+        self._turns = threading.Semaphore(most)
+        super().__init__(**options)
+
+    def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._turns.acquire(timeout=_WAIT):
+            raise redis.ConnectionError(_NONE_FREE)
+        execute: Any = super().execute_command  # which redis-py leaves without types
+        try:
+            return execute(*args, **kwargs)
+        finally:
+            self._turns.release()
+
+
+class _AsyncWaitingCluster(redis.asyncio.RedisCluster):
+    """As `_WaitingCluster`."""
 
     def __init__(self, **options: Any) -> None:
         most = options.setdefault("max_connections", _MOST_AT_ONCE)
@@ -158,7 +179,7 @@ class _WaitingCluster(redis.asyncio.RedisCluster):
             async with asyncio.timeout(_WAIT):
                 await self._turns.acquire()
         except TimeoutError:
-            raise redis.ConnectionError("no connection became free") from None
+            raise redis.ConnectionError(_NONE_FREE) from None
         try:
             return await super().execute_command(*args, **kwargs)
         finally:
@@ -193,6 +214,7 @@ class GivenClient:
                     f"a client must be a redis-py client, Cluster client or connection pool, not {given!r}"
                 )
         self.address = _address(self._plain or self._running)
+        self.is_cluster = isinstance(given, redis.RedisCluster | redis.asyncio.RedisCluster)
 
     def plain(self) -> PlainClient:
         """Return the client, if it is a plain one."""
