@@ -262,8 +262,15 @@ class RecordedConversation:
             yield from self._outbox.record_steps((yield from self._outbox.read_steps()))
         running = yield from tail_steps(self.user_id, self.session_id, limit)
         try:
-            pairs = list(zip(running.ids, running.messages, strict=True))
-            yield from self._working.replace_steps(pairs, running.summary)
+            known = bool(running.ids or running.summary)
+            if known:
+                pairs = list(zip(running.ids, running.messages, strict=True))
+                yield from self._working.replace_steps(pairs, running.summary)
+                # If it was forgotten meanwhile, nobody else knows that it is in Redis again.
+                [rows] = yield from transaction(tail_ids_statement(self.user_id, self.session_id, 1))
+                known = bool(rows)
+            if not known:
+                yield from self._working.clear_steps()
         except StorageUnavailableError as error:
             _log.warning("the conversation is not in Redis for now: %s", error)
         return running

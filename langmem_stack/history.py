@@ -43,8 +43,10 @@ class Window:
             InvalidInputError: One is not positive.
         """
         for name, number in (("window", self.size), ("max_tokens", self.max_tokens)):
-            if number is not None and number <= 0:
-                raise InvalidInputError(f"{name} must be positive, not {number!r}; leave it out for none")
+            if number is not None and (not isinstance(number, int) or number <= 0):
+                raise InvalidInputError(
+                    f"{name} must be a positive int, not {number!r}; leave it out for none"
+                )
 
     @property
     def limit(self) -> int | None:
@@ -194,9 +196,9 @@ class RedisChatMessageHistory(ConversationHistory):
         for name, value in (("session_id", session_id), ("prefix", prefix)):
             if not isinstance(value, str) or not value:
                 raise InvalidInputError(f"{name} must be a non-empty string, not {value!r}")
-        if ttl is not None and not 0 < ttl < _LONGEST_TTL:
+        if ttl is not None and (not isinstance(ttl, int | float) or not 0 < ttl < _LONGEST_TTL):
             raise InvalidInputError(
-                f"ttl must be positive, and less than a hundred years, not {ttl!r}; leave it out for none"
+                f"ttl must be positive seconds, less than a hundred years, not {ttl!r}; leave it out for none"
             )
         target = redis_url if client is None else client
         if target is None or (redis_url is not None and client is not None):

@@ -181,7 +181,8 @@ class MemoryStack(Closing):
         Raises:
             InvalidInputError: An id is unfit.
         """
-        conversation = self.conversation(session_id if user_id is None else user_id, session_id)
+        session = checked_id("session_id", session_id)
+        conversation = self.conversation(session if user_id is None else user_id, session)
         return ConversationHistory(conversation, self._opened().connections, Window(self.settings.window))
 
     def conversation(self, user_id: str, session_id: str) -> RecordedConversation:

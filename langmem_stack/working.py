@@ -136,7 +136,7 @@ class WorkingSession:
 
     def clear_steps(self) -> Steps[None]:
         """Delete the conversation."""
-        yield from commands(("DEL", self.keys.messages, self.keys.ids, self.keys.summary))
+        yield from lua(LUA["clear"], keys=self._keys(), args=(self.keys.name,))
 
     def fold_steps(self, running: Running, count: int, summary: str) -> Steps[bool]:
         """Replace the first messages of what was read by a summary, if all is as it was read."""

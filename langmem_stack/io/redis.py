@@ -29,6 +29,11 @@ return replies
 
 _NO_WRITES = ("-OOM ", "-READONLY ", "NOREPLICAS ", "MISCONF ")  # the last: the disk is full or broken
 
+# When a node of a Cluster goes away, redis-py closes its connections, also those that other callers have
+# just been given, and before version 6 changes a list while others read it.
+_CUT_OFF = (AttributeError, OSError, RuntimeError, ValueError)
+_CHANGED = "changed size during iteration"
+
 
 class Redis:
     """One Redis server or Cluster; nothing is opened before the first request."""
@@ -113,6 +118,15 @@ class Redis:
                     "value than ours: another program uses this name; choose another prefix"
                 ) from error
             raise StorageError(f"Redis at {self.address!r} refused: {error}") from error
+        except _CUT_OFF as error:
+            if not self._clients.is_cluster or (
+                isinstance(error, RuntimeError) and _CHANGED not in str(error)
+            ):
+                raise
+            raise StorageUnavailableError(
+                f"Redis at {self.address!r} did not answer: a node went away and its connections were closed "
+                f"({error!r})"
+            ) from error
 
 
 def _is_away(error: Exception) -> bool:

@@ -39,8 +39,17 @@ local function count_waiting()
   return 0
 end
 
+-- Where Redis has evicted the ids of messages, these get others, so that they can be summarised.
+local function restore_ids()
+  local missing = redis.call('LLEN', messages) - redis.call('ZCARD', ids)
+  if missing <= 0 then return end
+  local oldest = tonumber(redis.call('ZRANGE', ids, 0, 0, 'WITHSCORES')[2] or 1)
+  for i = 1, missing do redis.call('ZADD', ids, oldest - i, 'evicted-' .. oldest - i) end
+end
+
 -- Appends what is new of the pairs of id and message, which begin with the sixth of ARGV.
 local function append(keep)
+  restore_ids()
   local newest = redis.call('ZREVRANGE', ids, 0, 0, 'WITHSCORES')
   local position = tonumber(newest[2] or 0)
   local added = 0
@@ -76,6 +85,11 @@ if ARGV[5] ~= '' then redis.call('SET', summary, ARGV[5]) end
 append(tonumber(ARGV[3]))
 register(ARGV[4], expire(tonumber(ARGV[1]), ARGV[2] == '1'))
 return 1
+
+-- clear --
+-- ARGV: the name in the registry.
+if registry then redis.call('SREM', registry, ARGV[1]) end
+return redis.call('DEL', messages, ids, summary)
 
 -- read --
 -- ARGV: how many of the newest messages to read, 0 for all. Returns them, and their ids, the newest first.

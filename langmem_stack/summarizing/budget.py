@@ -37,6 +37,9 @@ class Budget:
             InvalidInputError: They do not.
         """
         sizes = (self.keep_tokens, self.max_summary_tokens, self.chunk_tokens)
+        for number in (self.max_tokens, self.soft_tokens, *sizes):
+            if not isinstance(number, int):
+                raise InvalidInputError(f"a number of tokens must be an int, not {number!r}")
         if min(sizes) <= 0:
             raise InvalidInputError("max_tokens, soft_tokens, keep_tokens and the like must be positive")
         if not self.keep_tokens + self.max_summary_tokens < self.soft_tokens <= self.max_tokens:

@@ -54,7 +54,8 @@ class Folder:
             self.budget.chunk_tokens - self.budget.count(summary_prompt(summary, "", 0)),
             self.budget.chunk_tokens // 4,
         )
-        units = cuts(messages)[1:]
+        # No message is less than a token: only so many can fit.
+        units = [at for at in cuts(messages)[1:] if at <= room] or cuts(messages)[1:2]
         too_long = first(units, lambda at: self._tokens(rendered(messages[:at])) > room)
         covered = units[max(0, too_long - 1)]
         chunk = rendered(messages[:covered])
@@ -70,11 +71,10 @@ class Folder:
         Returns:
             The new summary, and how many messages it covers beyond the one before.
         """
-        covered = 0
-        while count := self.budget.cut(summary, messages[covered:]):
+        covered, count = 0, self.budget.cut(summary, messages)
+        while covered < count:
             try:
-                chunk = messages[covered : covered + count]
-                summary, folded = yield from self.fold_steps(summary, chunk, config)
+                summary, folded = yield from self.fold_steps(summary, messages[covered:count], config)
             except ModelError as error:
                 _log.warning(NOT_SUMMARISED, error)
                 break
@@ -106,7 +106,8 @@ class Folder:
             return None
         try:
             running = yield from conversation.read_steps()
-            while running.foldable and (count := self.budget.cut(running.summary, running.messages, fresh)):
+            count = self.budget.cut(running.summary, running.messages, fresh) if running.foldable else 0
+            while count > 0:
                 summary, covered = yield from self.fold_steps(
                     running.summary, running.messages[:count], config
                 )
@@ -115,6 +116,7 @@ class Folder:
                     running = yield from conversation.read_steps()
                     break
                 running = Running(summary, running.messages[covered:], running.ids[covered:])
+                count -= covered
                 if not (yield from conversation.lock_steps(token, self.lock_seconds)):
                     break
         except Exception:
@@ -171,6 +173,10 @@ class Folder:
 
     def _asked(self, prompt: Sequence[BaseMessage], config: RunnableConfig | None) -> Steps[str]:
         answer = yield from ask(self.model, prompt, config)
+        if not isinstance(answer, str | BaseMessage):
+            raise ModelError(
+                f"the model that summarises gave {type(answer).__name__} {answer!r:.80}, no message"
+            )
         text = storable_text(answer.strip() if isinstance(answer, str) else text_of(answer))
         if not text:
             raise ModelError("the chat model answered with nothing when it was asked for a summary")

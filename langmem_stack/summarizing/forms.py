@@ -9,13 +9,13 @@ from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import BaseMessage, HumanMessage, RemoveMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import merge_configs
+from langchain_core.tracers._streaming import _StreamingCallbackHandler
 
 from langmem_stack.errors import InvalidInputError
 from langmem_stack.summarizing.budget import split_system
 
-# What a summary costs is traced, but its tokens are not streamed to the user.
-_QUIET: RunnableConfig = {"tags": ["nostream", "langsmith:nostream"], "run_name": "summarize"}
+# LangGraph's own streams go by the tags.
+_QUIET_TAGS = ("nostream", "langsmith:nostream")
 
 
 def state_of(given: Any) -> tuple[list[BaseMessage], str] | None:
@@ -54,8 +54,15 @@ def messages_of(given: Any) -> list[BaseMessage]:
 
 
 def quiet(config: RunnableConfig | None) -> RunnableConfig:
-    """Return the config for a run that summarises."""
-    return merge_configs(config, _QUIET)
+    """Return the config for a run that summarises: traced, but not streamed to the user."""
+    kept: RunnableConfig = {**(config or {})}
+    callbacks = kept.get("callbacks")
+    if isinstance(callbacks, BaseCallbackManager):
+        kept["callbacks"] = callbacks = callbacks.copy()
+        for handler in [each for each in callbacks.handlers if isinstance(each, _StreamingCallbackHandler)]:
+            callbacks.remove_handler(handler)
+    # Not merge_configs, which adds the callbacks of the run around it again.
+    return {**kept, "tags": [*(kept.get("tags") or []), *_QUIET_TAGS], "run_name": "summarize"}
 
 
 def detached(config: RunnableConfig | None) -> RunnableConfig:

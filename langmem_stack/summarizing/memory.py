@@ -28,6 +28,7 @@ from langmem_stack.working import Running
 
 _CHUNK_TOKENS = 4_000  # where the model does not say how much it can read
 _MOST_CHUNK_TOKENS = 32_000  # models that can read more overlook what stands in the middle
+_LONGEST_LOCK = 3600  # seconds
 _NOWHERE = Connections()
 
 
@@ -92,15 +93,16 @@ class SummarizingMemory(Runnable[Any, Any]):
             token_counter: Counts the tokens of a list of messages; by default the model's own counting
                 where it has one, else LangChain's approximation. Some providers' own is a request,
                 which a chain waits for several times in a turn.
-            lock_seconds: After how many seconds others may go on if a process dies while it summarises.
+            lock_seconds: After how many seconds others may go on if a process dies while it summarises; a
+                model should not need longer for a chunk, or another process does the same again.
 
         Raises:
             InvalidInputError: The numbers don't fit each other.
             ConfigurationError: The model's provider is not installed or refuses it.
         """
         asked = model if isinstance(model, Runnable) else resolve_chat_model(model)
-        if lock_seconds <= 0:
-            raise InvalidInputError(f"lock_seconds must be positive, not {lock_seconds!r}")
+        if not isinstance(lock_seconds, int | float) or not 0.1 <= lock_seconds <= _LONGEST_LOCK:
+            raise InvalidInputError(f"lock_seconds must be from 0.1 to {_LONGEST_LOCK}, not {lock_seconds!r}")
         self.budget = Budget(
             token_counter or counter_of(asked),
             max_tokens,
@@ -125,12 +127,15 @@ class SummarizingMemory(Runnable[Any, Any]):
         """Return a chain that remembers: it reads the history, calls ``chain``, appends what is new.
 
         What a call adds is appended as one step when it is complete; a chain that fails, or a stream that
-        is left, adds nothing. An error in writing is raised.
+        is left, adds nothing. An error in writing is raised. A call that is cancelled while it writes is
+        remembered all the same. System messages are shown and not remembered. An agent with a checkpointer
+        of its own shows its model what that has kept too, whatever the budget.
 
         Args:
             chain: A chat model, a chain, an agent.
-            history: A history, or what returns one: it is called with the run's ``configurable`` as far as
-                its parameters have the names, ``thread_id`` also standing for ``session_id``.
+            history: A history, or what returns one: a function of the session, or of what its required
+                parameters name in the run's ``configurable``, and of ``user_id``, if it has that one.
+                ``thread_id`` stands for ``session_id`` too.
             input_messages_key: Where the new message is in an input that is a dict of several.
             output_messages_key: Where the answer is in an output that is a dict of several.
             history_messages_key: Where the chain expects what was said before; by default it is put before

@@ -18,8 +18,8 @@ _KEPT = 1024  # summaries
 class Prefix:
     """How much of a list is summarised."""
 
-    digest: bytes
-    """What identifies these messages, by what they say."""
+    mark: bytes
+    """What identifies these messages and the next one, by what they say."""
     covered: int = 0
     """How many messages."""
     summary: str = ""
@@ -40,8 +40,8 @@ class Prefixes:
             for covered in range(len(messages) - 1, 0, -1):  # something is left to be answered
                 if (summary := self._kept.get(digests[covered])) is not None:
                     self._kept.move_to_end(digests[covered])
-                    return Prefix(digests[covered], covered, summary)
-        return Prefix(digests[0])
+                    return Prefix(digests[covered + 1], covered, summary)
+        return Prefix(digests[:2][-1])
 
     def keep(self, messages: Sequence[BaseMessage], covered: int, summary: str) -> Prefix:
         """Keep the summary of the first messages of a list."""
@@ -57,14 +57,14 @@ class Prefixes:
     def begin(self, prefix: Prefix) -> bool:
         """Whether nobody is summarising what follows this beginning yet; from now on somebody is."""
         with self._lock:
-            free = prefix.digest not in self._begun
-            self._begun.add(prefix.digest)
+            free = prefix.mark not in self._begun
+            self._begun.add(prefix.mark)
             return free
 
     def end(self, prefix: Prefix) -> None:
         """Let others summarise what follows."""
         with self._lock:
-            self._begun.discard(prefix.digest)
+            self._begun.discard(prefix.mark)
 
 
 def _digests(messages: Sequence[BaseMessage]) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from langchain_core.messages import (
     BaseMessage,
     BaseMessageChunk,
     HumanMessage,
+    SystemMessage,
     convert_to_messages,
     message_chunk_to_message,
 )
@@ -21,6 +22,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langmem_stack.errors import ConfigurationError, InvalidInputError
 from langmem_stack.history import ConversationHistory, named
 from langmem_stack.io.drivers import arun, run
+from langmem_stack.summarizing.budget import split_system
 from langmem_stack.summarizing.prompts import is_summary
 from langmem_stack.working import Running
 
@@ -43,6 +45,10 @@ class RememberingRunnable(Runnable[Any, Any]):
         history_messages_key: str | None,
     ) -> None:
         """See `SummarizingMemory.wrap`."""
+        if not isinstance(history, ConversationHistory) and not callable(history):
+            raise ConfigurationError(
+                f"wrap needs a history, or a function that returns one (memory.history), not {history!r}"
+            )
         self._memory, self._chain, self._history = memory, chain, history
         self._input_key, self._output_key = input_messages_key, output_messages_key
         self._history_key = history_messages_key
@@ -139,34 +145,24 @@ class RememberingRunnable(Runnable[Any, Any]):
     def _write(
         self, history: ConversationHistory, running: Running, said: list[BaseMessage], config: RunnableConfig
     ) -> None:
-        run(history.conversation.append_steps(named(said)), history.connections)
+        run(history.conversation.append_steps(_said(said)), history.connections)
         self._memory.compact_later(history, _grown(running, said), config)
 
     async def _awrite(
         self, history: ConversationHistory, running: Running, said: list[BaseMessage], config: RunnableConfig
     ) -> None:
         # Whoever has the whole answer and leaves now does not undo it.
-        await asyncio.shield(arun(history.conversation.append_steps(named(said)), history.connections))
+        await asyncio.shield(arun(history.conversation.append_steps(_said(said)), history.connections))
         self._memory.acompact_later(history, _grown(running, said), config)
 
     def _session(self, config: RunnableConfig) -> ConversationHistory:
         if isinstance(self._history, ConversationHistory):
             return self._history
-        configurable = dict(config.get("configurable", {}))
-        session = next((configurable[name] for name in _SESSION if configurable.get(name) is not None), None)
-        if session is None:
-            raise InvalidInputError(
-                'the chain was called without a session; pass config={"configurable": {"session_id": "..."}}'
-            )
-        configurable |= dict.fromkeys(_SESSION, session)
-        wanted = inspect.signature(self._history).parameters.values()
-        if len(wanted) == 1 and not any(each.kind is each.VAR_KEYWORD for each in wanted):
-            history = self._history(session)
-        elif any(each.kind is each.VAR_KEYWORD for each in wanted):
-            history = self._history(**configurable)
-        else:
-            names = [each.name for each in wanted if each.name in configurable]
-            history = self._history(**{name: configurable[name] for name in names})
+        configurable = {k: v for k, v in config.get("configurable", {}).items() if v is not None}
+        session = next((configurable[name] for name in _SESSION if name in configurable), None)
+        if session is not None:
+            configurable |= dict.fromkeys(_SESSION, session)
+        history = self._history(**_arguments(self._history, configurable))
         if not isinstance(history, ConversationHistory):
             raise ConfigurationError(
                 f"a {type(history).__name__} can't keep a summary; return a RedisChatMessageHistory, or pass "
@@ -190,9 +186,11 @@ class RememberingRunnable(Runnable[Any, Any]):
     ) -> tuple[Any, list[BaseMessage]]:
         """Return the chain's input, and the messages in it."""
         # With ids, by which what an agent hands back is known again.
-        said = [_with_id(message, name) for name, message in zip(running.ids, running.messages, strict=False)]
-        said += running.messages[len(said) :]
-        shown = self._memory.fit([*said, *new], running.summary)
+        said = running.messages
+        if len(running.ids) == len(said):
+            said = [_with_id(message, name) for name, message in zip(running.ids, said, strict=True)]
+        system, new = split_system(new)
+        shown = self._memory.fit([*system, *said, *new], running.summary)
         if self._history_key is not None:
             before = [message for message in shown if not any(message is fresh for fresh in new)]
             return {**cast("dict[str, Any]", value), self._history_key: before}, []
@@ -230,6 +228,35 @@ class RememberingRunnable(Runnable[Any, Any]):
         return value[key]
 
 
+def _arguments(function: Callable[..., Any], configurable: dict[str, Any]) -> dict[str, Any]:
+    """Return what a function that returns a history is called with.
+
+    A sole required parameter is the session, whatever its name. Others go by their names; those that have
+    a default are options of the function's own, unless they name the session or the user.
+    """
+    wanted = inspect.signature(function).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in wanted):
+        return configurable
+    required = [each.name for each in wanted if each.default is each.empty]
+    if len(required) == 1 and _SESSION[0] in configurable:
+        configurable = {required[0]: configurable[_SESSION[0]], **configurable}
+    if missing := [name for name in required if name not in configurable]:
+        example = ", ".join(f'"{name}": "..."' for name in missing)
+        raise InvalidInputError(
+            f"the chain was called without {' and '.join(missing)}; pass "
+            f'config={{"configurable": {{{example}}}}}'
+        )
+    passed = {*required, *_SESSION, "user_id"}
+    return {
+        each.name: configurable[each.name] for each in wanted if each.name in passed & configurable.keys()
+    }
+
+
+def _said(messages: Sequence[BaseMessage]) -> list[tuple[str, BaseMessage]]:
+    """Return what to remember: what a call is told in system messages is for that call alone."""
+    return named([message for message in messages if not isinstance(message, SystemMessage)])
+
+
 def _grown(running: Running, said: Sequence[BaseMessage]) -> Running:
     return replace(running, messages=[*running.messages, *said])
 
@@ -245,10 +272,13 @@ def _messages(given: Any, kind: type[HumanMessage] | type[AIMessage]) -> list[Ba
     if isinstance(given, BaseMessage):
         given = [given]
     if not isinstance(given, Sequence):
-        raise InvalidInputError(f"expected text or messages, not {type(given).__name__} {given!r}")
+        raise InvalidInputError(
+            f"expected text or messages, not {type(given).__name__} {given!r}; name the key that holds them, "
+            "parse an answer behind wrap(), and stream an agent with stream_mode='values'"
+        )
     return [
         message_chunk_to_message(message) if isinstance(message, BaseMessageChunk) else message
-        for message in convert_to_messages(given)
+        for message in convert_to_messages([kind(each) if isinstance(each, str) else each for each in given])
     ]
 
 

@@ -80,7 +80,8 @@ class World:
 
     def lose_all(self) -> None:
         with redis.Redis.from_url(self.servers.redis_url) as client:
-            client.delete(*self.all_keys())
+            for key in self.all_keys():
+                client.delete(key)
 
     def all_keys(self) -> list[bytes]:
         """All keys under the prefix."""

@@ -313,9 +313,9 @@ async def _read_and_close(kept: RedisChatMessageHistory) -> list[object]:
         ({"ttl": float("nan")}, "ttl must be positive.*, not nan"),
         ({"ttl": float("inf")}, "ttl must be positive.*, not inf"),
         ({"ttl": 1e10}, "less than a hundred years"),
-        ({"window": -1}, "window must be positive, not -1"),
-        ({"window": 0}, "window must be positive, not 0"),
-        ({"max_tokens": 0}, "max_tokens must be positive, not 0"),
+        ({"window": -1}, "window must be a positive int, not -1"),
+        ({"window": 0}, "window must be a positive int, not 0"),
+        ({"max_tokens": 0}, "max_tokens must be a positive int, not 0"),
     ],
 )
 def test_senseless_options_are_refused(options: dict[str, object], reason: str) -> None:

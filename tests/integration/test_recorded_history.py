@@ -130,7 +130,7 @@ def test_without_a_user_the_session_is_its_own(world: World) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("",), "user_id must be a non-empty string"),
+        (("",), "session_id must be a non-empty string"),
         (("s", ""), "user_id must be a non-empty string"),
         (("", "u"), "session_id must be a non-empty string"),
         (("s\0", "u"), "NUL"),

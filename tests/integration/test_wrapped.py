@@ -209,6 +209,51 @@ def test_a_session_has_to_be_named(place: Place) -> None:
     assert place.texts() == ["one", "heard one"]
 
 
+def test_an_answer_of_several_texts_was_said_by_the_model(place: Place) -> None:
+    """A parser's list of strings is not taken for the user's words."""
+    chain = memory_of().wrap(RunnableLambda(lambda _: ["a", "b"]), place.history)
+
+    place.mode(chain, "invoke", "list two", CONFIG)
+
+    assert [type(message) for message in place.read().messages] == [HumanMessage, AIMessage, AIMessage]
+
+
+def test_a_system_message_is_for_its_call_alone(place: Place) -> None:
+    """It comes first in what the model is shown, and is not remembered."""
+    seen: list[list[BaseMessage]] = []
+
+    def answer(messages: list[BaseMessage]) -> AIMessage:
+        seen.append(messages)
+        return echo(messages)
+
+    chain = memory_of().wrap(RunnableLambda(answer), place.history)
+    for text in ("one", "two"):
+        place.mode(chain, "invoke", [SystemMessage("be kind"), HumanMessage(text)], CONFIG)
+
+    assert [message.text for message in seen[1]] == ["be kind", "one", "heard one", "two"]
+    assert place.texts() == ["one", "heard one", "two", "heard two"]
+
+
+def test_options_of_a_history_are_not_taken_from_the_run(place: Place) -> None:
+    """A run's config names session and user; what else a history can be told is not for it to say."""
+    seen: list[Any] = []
+
+    def make(session_id: str, user_id: str, prefix: str = "mine", ttl: float | None = None) -> Any:
+        seen.append((prefix, ttl))
+        return place.history(session_id, user_id)
+
+    config: Any = {"configurable": {**CONFIG["configurable"], "prefix": "evil", "ttl": 1}}
+    place.mode(memory_of().wrap(ECHO, make), "invoke", "one", config)
+
+    assert seen == [("mine", None)]
+
+
+def test_what_is_no_history_is_refused_at_once() -> None:
+    """Not only at the first call."""
+    with pytest.raises(ConfigurationError, match="not 'monday'"):
+        memory_of().wrap(ECHO, "monday")  # type: ignore[arg-type]
+
+
 def test_a_history_is_made_as_its_function_wants_it(place: Place) -> None:
     """A sole parameter is the session, whatever its name; others go by their names, or all of them."""
     memory = memory_of()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,7 +14,7 @@ from langchain_core.runnables import RunnableLambda
 
 from langmem_stack import MemoryStack, RedisChatMessageHistory, create_memory_agent
 from langmem_stack.io.drivers import run
-from langmem_stack.scope import history_keys
+from langmem_stack.scope import history_keys, thread_keys
 from langmem_stack.settings import Settings
 from langmem_stack.summarizing.prompts import is_summary
 from langmem_stack.working import Running
@@ -262,3 +263,51 @@ def test_without_postgres_no_model_is_asked_in_vain(
     mode(stack, "close")
 
     assert model.prompts == []
+
+
+def test_ids_that_redis_evicted_are_made_up_again(servers: Servers, prefix: str, mode: Mode) -> None:
+    """A session without its ids is summarised nonetheless, and each message once."""
+    memory = memory_of(max_tokens=150, soft_tokens=150, max_summary_tokens=80, keep_tokens=30)
+    with (
+        RedisChatMessageHistory("s", servers.redis_url, prefix=prefix) as kept,
+        redis.Redis.from_url(servers.redis_url) as client,
+    ):
+        chain = memory.wrap(ECHO, kept)
+        for number in range(20):
+            if number in (3, 12):
+                client.delete(history_keys(prefix, "s").ids)
+            mode(chain, "invoke", f"number {number}")
+        lines = [line.split(": ", 1)[1] for line in kept.summary.splitlines()]
+        said = [text for n in range(20) for text in (f"number {n}", f"heard number {n}")]
+
+        assert len(lines) > 20
+        assert lines + [message.text for message in kept.messages] == said
+
+
+def test_a_reader_does_not_bring_back_what_is_forgotten(
+    memory: MemoryStack, servers: Servers, prefix: str, mode: Mode
+) -> None:
+    """Whenever a user is forgotten while a conversation is read into Redis, nothing of it is left there."""
+    for stop in range(1, 5):
+        history = memory.history("s", "u")
+        mode(history, "add_messages", [HumanMessage("xylophone")])
+        with redis.Redis.from_url(servers.redis_url) as client:
+            client.delete(thread_keys(prefix, "u", "s").messages)
+            mode(memory, "perform", forgetting(memory, history.conversation.read_steps(), stop))
+
+            assert list(client.scan_iter(match=f"{prefix}:*")) == []
+
+
+def forgetting(memory: MemoryStack, steps: Any, after: int) -> Any:
+    """Perform steps, and forget the user after so many of their requests."""
+    reply, done = None, 0
+    while True:
+        try:
+            request = steps.send(reply)
+        except StopIteration:
+            assert done >= after
+            return
+        reply = yield request
+        done += 1
+        if done == after:
+            memory.forget("u")

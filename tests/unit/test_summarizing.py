@@ -31,6 +31,7 @@ from pydantic import BaseModel
 
 from langmem_stack import SummarizingMemory
 from langmem_stack.errors import ConfigurationError, InvalidInputError
+from langmem_stack.offline import OfflineChatModel
 from langmem_stack.summarizing import SummarizedState
 from langmem_stack.summarizing.prompts import is_summary
 from langmem_stack.summarizing.tokens import token_counter
@@ -125,6 +126,58 @@ def test_a_message_larger_than_the_models_window_is_read_in_pieces(mode: Mode) -
 
     assert all(count_tokens_approximately(prompt) <= 1000 for prompt in model.prompts)
     assert text in "".join(parts(prompt)[1] for prompt in model.prompts)
+
+
+@pytest.mark.parametrize("answer", [None, 7, ["a"], {"a": 1}, b"x"])
+def test_a_model_that_gives_no_message_fails_no_turn(
+    answer: object, mode: Mode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a runnable returns in a summary's place, the newest messages that fit are shown."""
+    model: Any = RunnableLambda(lambda _: answer)
+
+    assert mode(SummarizingMemory(model, max_tokens=300), "invoke", talk(60))
+    assert "no message" in caplog.text
+
+
+def test_conversations_do_not_wait_for_each_other_in_the_background(mode: Mode) -> None:
+    """Lists that begin differently are summarised side by side, and each one only once."""
+    model = CopyingModel()
+    memory = SummarizingMemory(model, max_tokens=900, soft_tokens=500)
+    lists = [[HumanMessage(f"I am {name}"), *talk(30)] for name in ("Ada", "Bo", "Cy")]
+
+    async def turns() -> None:
+        for said in [*lists, *lists]:
+            await memory.ainvoke(said)
+        await memory.ajoin()
+
+    if mode.is_async:
+        mode.wait(turns())
+    else:
+        model.gate.clear()
+        for said in [*lists, *lists]:
+            memory.invoke(said)
+        model.gate.set()
+        memory.join()
+
+    assert len([said for _, said in map(parts, model.prompts) if said]) == 3
+
+
+def test_a_summary_is_not_streamed_as_the_answer() -> None:
+    """Who watches the events of a chain sees the answer's tokens, and not those of the summary."""
+    chain = SummarizingMemory(OfflineChatModel(), max_tokens=300) | OfflineChatModel()
+
+    async def streamed() -> str:
+        pieces = [
+            str(event["data"]["chunk"].content)
+            async for event in chain.astream_events(talk(60), version="v2")
+            if event["event"] == "on_chat_model_stream"
+        ]
+        return "".join(pieces)
+
+    text = asyncio.run(streamed())
+
+    assert text
+    assert "clipped from what was said" not in text
 
 
 @pytest.mark.parametrize("trouble", [{"broken": True}, {"silent": True}])
@@ -402,8 +455,11 @@ def test_the_chunks_fit_what_the_model_says_it_can_read() -> None:
 
 def test_senseless_options_are_refused() -> None:
     """Numbers and models that can't be used are refused at construction."""
-    with pytest.raises(InvalidInputError, match="lock_seconds must be positive, not 0"):
-        SummarizingMemory(CopyingModel(), max_tokens=300, lock_seconds=0)
+    for seconds in (0, 1e-5, float("inf"), float("nan"), "30"):
+        with pytest.raises(InvalidInputError, match=r"lock_seconds must be from 0\.1 to 3600"):
+            SummarizingMemory(CopyingModel(), max_tokens=300, lock_seconds=seconds)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="must be an int, not '8000'"):
+        SummarizingMemory(CopyingModel(), max_tokens=300, keep_tokens="8000")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="soft_tokens"):
         SummarizingMemory(CopyingModel(), max_tokens=300, soft_tokens=400)
     with pytest.raises(ConfigurationError, match="nobody:nothing"):
