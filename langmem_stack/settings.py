@@ -18,7 +18,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LANGMEM_STACK_", frozen=True, extra="forbid")
 
     redis_url: str | None = Field(
-        default=None, description="redis://, rediss:// or unix:// URL of the working memory"
+        default=None, description="redis://, rediss://, unix:// or redis+cluster:// URL of the working memory"
     )
     postgres_url: str | None = Field(
         default=None, description="libpq URL of the record and the long-term memory"

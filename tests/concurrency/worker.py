@@ -61,6 +61,10 @@ def check(held: list[str]) -> dict[int, int]:
     return exchanges
 
 
+def settings(role: Role) -> Settings:
+    return Settings(redis_prefix=role.prefix, window=10_000)  # all that no summary covers
+
+
 def opened(role: Role) -> tuple[ConversationHistory, MemoryStack | None]:
     if role.postgres_url is None:
         return RedisChatMessageHistory(SESSION, role.redis_url, prefix=role.prefix), None
@@ -68,7 +72,7 @@ def opened(role: Role) -> tuple[ConversationHistory, MemoryStack | None]:
         redis_url=role.redis_url,
         postgres_url=role.postgres_url,
         embeddings="offline",
-        settings=Settings(redis_prefix=role.prefix),
+        settings=settings(role),
     )
     return memory.history(SESSION, USER), memory
 
