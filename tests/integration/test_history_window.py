@@ -149,6 +149,7 @@ def test_one_round_trip_and_one_command_each(
     """Appending an exchange, reading, the summary and clearing cost one each, however long the history is."""
     with tempfile.TemporaryDirectory() as short, before_redis(servers.redis_url, Path(short)) as (proxy, url):
         kept = RedisChatMessageHistory("s", url, prefix=prefix, **options)  # type: ignore[arg-type]
+        mode(kept, "clear")
         mode(kept, "add_messages", [HumanMessage(str(i)) for i in range(500)])
         read(mode, kept)
         summary(mode, kept)  # the server knows the scripts from now on
