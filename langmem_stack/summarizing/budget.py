@@ -91,8 +91,11 @@ class Budget:
             at = opening[0]
         elif earlier and self.size(summary, together[earlier[-1] :]) <= self.soft_tokens:
             at = earlier[-1]  # the question that is being worked on
-        worthwhile = self.count(together[:at]) >= self.soft_tokens // _WORTHWHILE
-        return at if worthwhile else 0
+        return at if self.is_worthwhile(together[:at]) else 0
+
+    def is_worthwhile(self, messages: Sequence[BaseMessage]) -> bool:
+        """Whether messages are enough for a call of the model that summarises."""
+        return self.count(messages) >= self.soft_tokens // _WORTHWHILE
 
     def fit(self, summary: str, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
         """Return what a model is shown: system messages, summary, and the newest messages that fit.

@@ -72,7 +72,7 @@ class Folder:
             The new summary, and how many messages it covers beyond the one before.
         """
         covered, count = 0, self.budget.cut(summary, messages)
-        while covered < count:
+        while covered < count and self.budget.is_worthwhile(messages[covered:count]):
             try:
                 summary, folded = yield from self.fold_steps(summary, messages[covered:count], config)
             except ModelError as error:
@@ -107,7 +107,7 @@ class Folder:
         try:
             running = yield from conversation.read_steps()
             count = self.budget.cut(running.summary, running.messages, fresh) if running.foldable else 0
-            while count > 0:
+            while count > 0 and self.budget.is_worthwhile(running.messages[:count]):
                 summary, covered = yield from self.fold_steps(
                     running.summary, running.messages[:count], config
                 )
