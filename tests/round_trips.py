@@ -9,7 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import redis
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from langmem_stack.io.redis import _TOGETHER
+from langmem_stack.lua import load
 
 
 class Proxy:
@@ -97,6 +101,10 @@ def before_postgres(url: str, directory: Path) -> Iterator[tuple[Proxy, str]]:
 @contextlib.contextmanager
 def before_redis(url: str, directory: Path) -> Iterator[tuple[Proxy, str]]:
     """A proxy and the URL that leads through it."""
+    with redis.Redis.from_url(url) as client:
+        # A script costs a round trip more where the server does not know it yet.
+        for script in (*load("session").values(), _TOGETHER):
+            client.script_load(script)
     parts = urlsplit(url)
     unix = parts.scheme == "unix"
     target = unquote(parts.path) if unix else (parts.hostname or "localhost", parts.port or 6379)
