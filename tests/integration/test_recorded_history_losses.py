@@ -105,8 +105,8 @@ def test_the_registry_outlives_a_session_that_is_summarised(
 
         assert world.read() == exchange(1)
         with client.pipeline(transaction=True) as at_once:
-            for key in (keys.messages, keys.summary, str(keys.registry)):
-                at_once.pttl(key)
+            for name in ("messages", "summary", "registry"):
+                at_once.pttl(getattr(keys, name))
             *session, registry = at_once.execute()
         assert registry + 5 >= max(session)
 
