@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from langmem_stack.agent import create_memory_agent
+    from langmem_stack.checkpoint import RedisSaver
     from langmem_stack.errors import LangmemStackError
     from langmem_stack.history import RedisChatMessageHistory
     from langmem_stack.retriever import MemoryRetriever
@@ -23,6 +24,7 @@ __all__ = [
     "MemoryStack",
     "PgVectorStore",
     "RedisChatMessageHistory",
+    "RedisSaver",
     "SummarizingMemory",
     "create_memory_agent",
 ]
@@ -33,6 +35,7 @@ _HOME = {
     "MemoryStack": "langmem_stack.stack",
     "PgVectorStore": "langmem_stack.store",
     "RedisChatMessageHistory": "langmem_stack.history",
+    "RedisSaver": "langmem_stack.checkpoint",
     "SummarizingMemory": "langmem_stack.summarizing",
     "create_memory_agent": "langmem_stack.agent",
 }

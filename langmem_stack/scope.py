@@ -105,6 +105,33 @@ def _four(base: str) -> tuple[str, str, str, str]:
     return messages, ids, summary, lock
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointKeys:
+    """Where the checkpoints of a LangGraph thread are in Redis."""
+
+    thread: str
+    """What the index calls the thread: ASCII, with the id escaped."""
+    keys: tuple[str, ...]
+    """The thread's six keys, as ``lua/checkpoint.lua`` takes them. They share the thread as hash tag."""
+    index: str
+    """What the keys of the index begin with; they share a hash tag that no id gives."""
+
+
+_CHECKPOINT_PARTS = ("order", "checkpoints", "values", "writes", "pending", "known")
+
+
+def checkpoint_keys(prefix: str, thread_id: str) -> CheckpointKeys:
+    """Return the keys of a thread's checkpoints; different ids never give the same key."""
+    base = f"{_session_base(prefix, thread_id)}:checkpoint"
+    keys = tuple(f"{base}:{part}" for part in _CHECKPOINT_PARTS)
+    return CheckpointKeys(escaped(thread_id), keys, checkpoint_index(prefix))
+
+
+def checkpoint_index(prefix: str) -> str:
+    """Return what the keys begin with that name all threads with checkpoints, and those of each run."""
+    return f"{_plain(prefix)}:{{:checkpoints}}:"  # an id has no colon once it is escaped
+
+
 def user_keys(prefix: str, user_id: str) -> tuple[str, str, str]:
     """Return the keys of a user's registry and outbox, and what those of the conversations begin with."""
     return registry_key(prefix, user_id), outbox_key(prefix, user_id), f"{_session_base(prefix, user_id)}:"
@@ -131,6 +158,9 @@ def unescaped(value: str) -> str:
 
 
 def _session_base(prefix: str, tag: str) -> str:
+    return f"{_plain(prefix)}:{{{escaped(tag)}}}"
+
+
+def _plain(prefix: str) -> str:
     # Braces in the prefix would make another part of the key its hash tag, or none at all.
-    plain = re.sub("[{}%\ud800-\udfff]", lambda found: escaped(found[0]), prefix)
-    return f"{plain}:{{{escaped(tag)}}}"
+    return re.sub("[{}%\ud800-\udfff]", lambda found: escaped(found[0]), prefix)

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from redis import exceptions as redis_errors
+from redis.client import NEVER_DECODE
 
 from langmem_stack.errors import CorruptDataError, StorageError, StorageUnavailableError
 from langmem_stack.io.redis_clients import Client, Clients, GivenClient, OwnClients
@@ -29,6 +30,8 @@ return replies
 
 _NO_WRITES = ("-OOM ", "-READONLY ", "NOREPLICAS ", "MISCONF ")  # the last: the disk is full or broken
 
+_BYTES = {NEVER_DECODE: True}  # also from a client of the user's that decodes what it gets
+
 # When a node of a Cluster goes away, redis-py closes its connections, also those that other callers have
 # just been given, and before version 6 changes a list while others read it.
 _CUT_OFF = (AttributeError, OSError, RuntimeError, ValueError)
@@ -46,20 +49,20 @@ class Redis:
             ConfigurationError: The URL has another scheme or can't be parsed, or it is no client.
         """
         self._clients: Clients = OwnClients(target) if isinstance(target, str) else GivenClient(target)
-        self.address = self._clients.address
+        self.address, self.is_cluster = self._clients.address, self._clients.is_cluster
 
     def execute(self, request: Commands | Script) -> Any:
         """Run commands as one step and return a reply for each, or run a script."""
         with self._errors(request):
             client = self._clients.plain()
             if isinstance(request, Commands) and len(request.commands) == 1:
-                return [client.execute_command(*request.commands[0])]
+                return [client.execute_command(*request.commands[0], **_BYTES)]
             script = _script(request)
             digest, arguments = _call(script)
             try:
-                return client.evalsha(digest, *arguments)
+                return client.execute_command("EVALSHA", digest, *arguments, **_BYTES)
             except redis_errors.NoScriptError:
-                return client.eval(script.source, *arguments)
+                return client.execute_command("EVAL", script.source, *arguments, **_BYTES)
 
     async def aexecute(self, request: Commands | Script) -> Any:
         """As `execute`, on the running loop's own client."""
@@ -68,13 +71,13 @@ class Redis:
             if client is None:
                 return await asyncio.to_thread(self.execute, request)
             if isinstance(request, Commands) and len(request.commands) == 1:
-                return [await client.execute_command(*request.commands[0])]
+                return [await client.execute_command(*request.commands[0], **_BYTES)]
             script = _script(request)
             digest, arguments = _call(script)
             try:
-                return await client.evalsha(digest, *arguments)
+                return await client.execute_command("EVALSHA", digest, *arguments, **_BYTES)
             except redis_errors.NoScriptError:
-                return await client.eval(script.source, *arguments)
+                return await client.execute_command("EVAL", script.source, *arguments, **_BYTES)
 
     def close(self) -> None:
         """Close the connections that were opened here, for good."""

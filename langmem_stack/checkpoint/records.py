@@ -1,0 +1,277 @@
+"""What a checkpoint, a channel's value and a pending write are in Redis, and what they are called there.
+
+All that a graph says goes through the serializer. Beside it lie, for the scripts, ids, names of channels, and
+which run wrote a checkpoint. Values are kept once for each version of a channel, under a digest of its
+namespace, name and version, and checkpoints refer to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+    PendingWrite,
+    get_checkpoint_metadata,
+    writes_sort_key,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from langmem_stack.errors import CorruptDataError, InvalidInputError
+from langmem_stack.scope import escaped, unescaped
+
+_NO_VALUE = bytes(16)  # stands for a channel that is empty
+_TEXT = ("utf-8", "surrogatepass")
+_DELTAS = "counters_since_delta_snapshot"  # metadata that LangGraph keeps of its delta channels
+
+
+class Place(NamedTuple):
+    """Which checkpoint a config names: of which thread, in which namespace."""
+
+    thread: str
+    namespace: str
+    checkpoint: str
+
+    @property
+    def name(self) -> str:
+        """What the thread calls the checkpoint; without an id, what such names begin with."""
+        return f"{escaped(self.namespace)}/{escaped(self.checkpoint)}"
+
+    @property
+    def config(self) -> RunnableConfig:
+        """The config that names it."""
+        return {
+            "configurable": {
+                "thread_id": self.thread,
+                "checkpoint_ns": self.namespace,
+                "checkpoint_id": self.checkpoint,
+            }
+        }
+
+    def named(self, name: str) -> Place:
+        """Return the place that a name of the same thread leads to."""
+        namespace, _, checkpoint = name.partition("/")
+        return Place(self.thread, unescaped(namespace), unescaped(checkpoint))
+
+
+def place_of(config: RunnableConfig) -> Place:
+    """Return what a config names; the checkpoint is empty where it names the newest.
+
+    Raises:
+        InvalidInputError: It names no thread.
+    """
+    scope = config.get("configurable") or {}
+    if "thread_id" not in scope:
+        raise InvalidInputError(
+            'the config names no thread; pass {"configurable": {"thread_id": "..."}} with each call'
+        )
+    return Place(
+        thread_of(scope["thread_id"]),
+        str(scope.get("checkpoint_ns") or ""),
+        str(scope.get("checkpoint_id") or ""),
+    )
+
+
+def thread_of(thread_id: object) -> str:
+    """Return a thread's id as text: LangGraph passes on whatever its caller gave.
+
+    Raises:
+        InvalidInputError: It is None or empty.
+    """
+    if thread_id is None or thread_id == "":
+        raise InvalidInputError(f"thread_id must be a non-empty string, not {thread_id!r}")
+    return str(thread_id)
+
+
+def run_entry(run_id: object) -> str:
+    """Return what the index calls a run."""
+    return f"run:{escaped(str(run_id))}"
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A checkpoint as it is stored."""
+
+    place: Place
+    record: bytes
+    run: str
+    """Its run's entry in the index; empty where it has none."""
+    values: Mapping[bytes, Any]
+    """The values that it refers to, by their names; they are serialized when they are sent."""
+    new: frozenset[bytes]
+    """Those that its parent did not have."""
+
+
+def pack_checkpoint(
+    serde: SerializerProtocol,
+    config: RunnableConfig,
+    checkpoint: Checkpoint,
+    metadata: CheckpointMetadata,
+    new_versions: ChannelVersions,
+) -> Packed:
+    """Return a checkpoint as it is stored, below the one that the config names."""
+    parent = place_of(config)
+    place = parent._replace(checkpoint=checkpoint["id"])
+    known = cast("dict[str, Any]", get_checkpoint_metadata(config, metadata))
+    channels, versions = checkpoint["channel_values"], checkpoint["channel_versions"]
+    names = {
+        channel: _channel_name(place.namespace, channel) + _digest(repr(version))
+        for channel, version in versions.items()
+        if channel in channels
+    }
+    deltas = (channel for channel in known.get(_DELTAS) or () if channel not in channels)
+    rest = {channel: value for channel, value in channels.items() if channel not in versions}
+    run = known.get("run_id")
+    entry = "" if run is None else run_entry(run)
+    record = (
+        parent.name if parent.checkpoint else "",
+        b"".join(names.get(channel, _NO_VALUE) for channel in versions),
+        b"".join(_channel_name(place.namespace, channel) for channel in deltas),
+        entry,
+        _root_name(place, known),
+        *_dumped(serde, {**checkpoint, "channel_values": rest}),
+        *_dumped(serde, known),
+    )
+    return Packed(
+        place,
+        _joined(*record),
+        entry,
+        {name: channels[channel] for channel, name in names.items()},
+        frozenset(name for channel, name in names.items() if channel in new_versions),
+    )
+
+
+def pack_values(serde: SerializerProtocol, packed: Packed, names: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield some of a checkpoint's values, each behind its name."""
+    for name in names:
+        yield name
+        yield _joined(*_dumped(serde, packed.values[name]))
+
+
+def unpack_checkpoint(serde: SerializerProtocol, thread: Place, found: Sequence[Any]) -> CheckpointTuple:
+    """Return the checkpoint that a script found in a thread.
+
+    Raises:
+        CorruptDataError: Redis has lost a part of it.
+    """
+    name, packed, values, writes, has_parent = found
+    place = thread.named(name.decode())
+    parent, names, _, _, _, *dumps = _parts(packed)
+    checkpoint: Checkpoint = _loaded(serde, dumps[:2])
+    channels = dict(checkpoint["channel_values"])
+    for at, (channel, value) in enumerate(zip(checkpoint["channel_versions"], values, strict=True)):
+        if value:
+            channels[channel] = _loaded(serde, _parts(value))
+        elif names[at * 16 : at * 16 + 16] != _NO_VALUE:
+            raise CorruptDataError(
+                f"checkpoint {place.checkpoint!r} of thread {place.thread!r} has lost its channel "
+                f"{channel!r}: Redis has evicted it; set maxmemory-policy noeviction, and delete the thread"
+            )
+    return CheckpointTuple(
+        config=place.config,
+        checkpoint={**checkpoint, "channel_values": channels},
+        metadata=_loaded(serde, dumps[2:]),
+        parent_config=place.named(parent.decode()).config if has_parent else None,
+        pending_writes=unpack_writes(serde, writes),
+    )
+
+
+def unpack_metadata(serde: SerializerProtocol, packed: bytes) -> dict[str, Any]:
+    """Return a checkpoint's metadata alone."""
+    metadata: dict[str, Any] = _loaded(serde, _parts(packed)[-2:])
+    return metadata
+
+
+def pack_writes(
+    serde: SerializerProtocol, place: Place, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+) -> Iterator[bytes | str | int]:
+    """Yield writes as they are stored: the name of each, whether it replaces one of that name, and itself.
+
+    What a task has written stays; that it failed, was interrupted or resumed is replaced by what came last.
+    """
+    for position, (channel, value) in enumerate(writes):
+        index = WRITES_IDX_MAP.get(channel, position)
+        yield f"{place.name}/{escaped(task_id)}/{index}"
+        yield int(index < 0)
+        name = _channel_name(place.namespace, channel)
+        yield _joined(name, task_path, task_id, str(index), channel, *_dumped(serde, value))
+
+
+def unpack_writes(serde: SerializerProtocol, found: Iterable[bytes]) -> list[PendingWrite]:
+    """Return the writes to a checkpoint, in the order in which LangGraph applies them."""
+    writes = []
+    for packed in found:
+        _, path, task, index, channel, *dumped = _parts(packed)
+        key = writes_sort_key(_text(path), _text(task), int(index))
+        writes.append((key, (_text(task), _text(channel), _loaded(serde, dumped))))
+    return [write for _, write in sorted(writes, key=lambda keyed: keyed[0])]
+
+
+def channel_names(place: Place, channels: Sequence[str]) -> dict[bytes, str]:
+    """Return channels by what their values and writes are marked with."""
+    return {_channel_name(place.namespace, channel): channel for channel in channels}
+
+
+def unpack_history(
+    serde: SerializerProtocol, names: Mapping[bytes, str], ancestors: Sequence[Any]
+) -> dict[str, DeltaChannelHistory]:
+    """Return what ancestors, the nearest first, wrote to channels, oldest first, and the values before."""
+    history: dict[str, DeltaChannelHistory] = {channel: {"writes": []} for channel in names.values()}
+    for writes, seeds in reversed(ancestors):
+        for write in unpack_writes(serde, writes):
+            history[write[1]]["writes"].append(write)
+        for name, value in zip(seeds[::2], seeds[1::2], strict=True):
+            history[names[name]]["seed"] = _loaded(serde, _parts(value))
+    return history
+
+
+def _root_name(place: Place, metadata: Mapping[str, Any]) -> str:
+    """Return the name of the root graph's checkpoint from which a subgraph was called."""
+    root = (metadata.get("parents") or {}).get("")
+    return Place(place.thread, "", root).name if isinstance(root, str) and root else ""
+
+
+def _dumped(serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:
+    kind, dumped = serde.dumps_typed(value)
+    return kind, bytes(dumped)
+
+
+def _loaded(serde: SerializerProtocol, dumped: Sequence[bytes]) -> Any:
+    kind, data = dumped
+    return serde.loads_typed((_text(kind), data))
+
+
+def _joined(*parts: bytes | str) -> bytes:
+    """Return parts as one, each behind its length in bytes, as the scripts read them with ``struct``."""
+    data = [part.encode(*_TEXT) if isinstance(part, str) else part for part in parts]
+    return b"".join(piece for part in data for piece in (len(part).to_bytes(4, "big"), part))
+
+
+def _parts(joined: bytes) -> list[bytes]:
+    parts, at = [], 0
+    while at < len(joined):
+        end = at + 4 + int.from_bytes(joined[at : at + 4], "big")
+        parts.append(joined[at + 4 : end])
+        at = end
+    return parts
+
+
+def _text(data: bytes) -> str:
+    return data.decode(*_TEXT)
+
+
+def _channel_name(namespace: str, channel: str) -> bytes:
+    return _digest(f"{escaped(namespace)}/{channel}")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(*_TEXT), digest_size=8).digest()

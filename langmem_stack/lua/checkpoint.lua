@@ -1,0 +1,332 @@
+-- The checkpoints of a thread. KEYS, all in the thread's slot: a sorted set of the names of its checkpoints
+-- (all scores 0, so that they lie in the order of namespace and id), a hash of what each is, a hash of the
+-- values of channels, which checkpoints share, a hash of pending writes, a sorted set of the names of these,
+-- and a hash of what the index knows of the thread, until when.
+-- ARGV begins with: the time to live in ms, 0 for none, -1 to leave it; the thread's name in the index; what the
+-- keys of the index begin with, or '' in a Cluster, where these are in other slots and scripts of their own.
+
+-- shared --
+local order, checkpoints, values = KEYS[1], KEYS[2], KEYS[3]
+local writes, pending, known = KEYS[4], KEYS[5], KEYS[6]
+local ttl, thread, index = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local NEVER = 1e15  -- ms; no clock comes there
+local NO_VALUE = string.rep('\0', 16)
+
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- The index names a thread for twice its time to live, and anew when half of that is over: so it never forgets
+-- one that lives, and forgets the others by itself. Two entries of the same thread never end at the same time.
+local function until_when(time)
+  if ttl == 0 then return NEVER + time end
+  return time + 2 * ttl
+end
+
+local function enter(key, time)
+  redis.call('ZADD', key, string.format('%.0f', until_when(time)), thread)
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', '(' .. string.format('%.0f', time))
+  local last = tonumber(redis.call('ZREVRANGE', key, 0, 0, 'WITHSCORES')[2])
+  if last >= NEVER then redis.call('PERSIST', key) else redis.call('PEXPIREAT', key, string.format('%.0f', last)) end
+end
+
+local function leave(entries)
+  if index == '' then return end
+  for _, entry in ipairs(entries) do redis.call('ZREM', index .. entry, thread) end
+end
+
+local function note(entries, time)
+  for _, entry in ipairs(entries) do redis.call('HSET', known, entry, string.format('%.0f', until_when(time))) end
+end
+
+local function expire()
+  for key = 1, 6 do
+    if ttl > 0 then redis.call('PEXPIRE', KEYS[key], ttl) else redis.call('PERSIST', KEYS[key]) end
+  end
+end
+
+-- Lets the whole thread live on. Returns the entries that the index needs, where it is in other slots.
+local function keep(entries)
+  if ttl < 0 then return {} end
+  local time, due = now(), {}
+  local needed = ttl == 0 and NEVER or time + ttl
+  local function is_due(entry) return tonumber(redis.call('HGET', known, entry) or 0) < needed end
+  for _, entry in ipairs(entries) do
+    if is_due(entry) then due[#due + 1] = entry end
+  end
+  if is_due('threads') then  -- as long as the index has this one, it has those that came later
+    for _, entry in ipairs(redis.call('HKEYS', known)) do
+      if entry ~= 'threads' then due[#due + 1] = entry end
+    end
+  end
+  if index ~= '' then
+    for _, entry in ipairs(due) do enter(index .. entry, time) end
+    note(due, time)
+    due = {}
+  end
+  expire()
+  return due
+end
+
+local function names_in(joined)
+  local names = {}
+  for at = 1, #joined, 16 do names[#names + 1] = string.sub(joined, at, at + 15) end
+  return names
+end
+
+-- What a checkpoint is begins, as Python packed it, with these, each behind its length: the name of its parent,
+-- the names of its values, the channels that are rebuilt from its ancestors' writes, its run's entry in the
+-- index, the root checkpoint that called it.
+local function unpacked(name)
+  local packed = redis.call('HGET', checkpoints, name)
+  if not packed then return nil end
+  local parent, joined, deltas, run, root = struct.unpack('>I4c0I4c0I4c0I4c0I4c0', packed)
+  return {parent = parent, values = names_in(joined), deltas = deltas, run = run, root = root}
+end
+
+local function channel_of(value) return string.sub(value, 1, 8) end
+
+local function namespace_of(name) return string.match(name, '^[^/]*') end
+
+-- A name that ends where an id would begin is that of the newest checkpoint of the namespace.
+local function resolved(name)
+  if string.sub(name, -1) ~= '/' then return name end
+  local after = '(' .. namespace_of(name) .. '0'  -- which is what comes after '/'
+  return redis.call('ZREVRANGEBYLEX', order, after, '[' .. name, 'LIMIT', 0, 1)[1]
+end
+
+local function writes_to(name)
+  return redis.call('ZRANGEBYLEX', pending, '[' .. name .. '/', '(' .. name .. '0')
+end
+
+-- A checkpoint with its values and writes, and whether its parent is there.
+local function whole(name)
+  local packed = name and redis.call('HGET', checkpoints, name)
+  if not packed then return false end
+  local record = unpacked(name)
+  local found, waiting = {}, {}
+  for at, value in ipairs(record.values) do
+    found[at] = value ~= NO_VALUE and redis.call('HGET', values, value) or ''
+  end
+  for at, write in ipairs(writes_to(name)) do waiting[at] = redis.call('HGET', writes, write) or '' end
+  return {name, packed, found, waiting, redis.call('HEXISTS', checkpoints, record.parent)}
+end
+
+-- Deletes checkpoints, their writes, and the values that no other checkpoint has. Returns the entries of runs of
+-- which nothing is left, each with its end, where the index is in other slots.
+local function drop(names)
+  if #names == 0 then return {} end
+  local needed, gone = {}, {}
+  for _, name in ipairs(names) do
+    local run = unpacked(name).run
+    if run ~= '' then gone[run] = true end
+    redis.call('HDEL', checkpoints, name)
+    redis.call('ZREM', order, name)
+    for _, write in ipairs(writes_to(name)) do
+      redis.call('HDEL', writes, write)
+      redis.call('ZREM', pending, write)
+    end
+  end
+  for _, name in ipairs(redis.call('ZRANGE', order, 0, -1)) do
+    local record = unpacked(name)
+    for _, value in ipairs(record.values) do needed[value] = true end
+    gone[record.run] = nil
+  end
+  for _, value in ipairs(redis.call('HKEYS', values)) do
+    if not needed[value] then redis.call('HDEL', values, value) end
+  end
+  if redis.call('EXISTS', order, pending) == 0 then
+    for _, entry in ipairs(redis.call('HKEYS', known)) do gone[entry] = true end
+  end
+  local entries, ends = {}, {}
+  for entry in pairs(gone) do
+    entries[#entries + 1] = entry
+    ends[#ends + 1] = entry
+    ends[#ends + 1] = redis.call('HGET', known, entry) or '0'
+  end
+  if index == '' then return ends end
+  leave(entries)
+  for _, entry in ipairs(entries) do redis.call('HDEL', known, entry) end
+  return {}
+end
+
+-- put --
+-- ARGV: name, what the checkpoint is, its run's entry or '', then names of values and values in turn. Returns
+-- the names of values that are not there: then nothing was written, and they have to come along. And entries.
+local sent, missing = {}, {}
+for at = 7, #ARGV, 2 do sent[ARGV[at]] = true end
+local _, joined = struct.unpack('>I4c0I4c0', ARGV[5])
+for _, value in ipairs(names_in(joined)) do
+  if value ~= NO_VALUE and not sent[value] and redis.call('HEXISTS', values, value) == 0 then
+    missing[#missing + 1] = value
+  end
+end
+if #missing > 0 then return {missing, {}} end
+-- This fails, before anything is written, if the key holds something foreign.
+redis.call('ZADD', order, 0, ARGV[4])
+redis.call('HSET', checkpoints, ARGV[4], ARGV[5])
+for at = 7, #ARGV, 2 do redis.call('HSET', values, ARGV[at], ARGV[at + 1]) end
+local entries = {'threads'}
+if ARGV[6] ~= '' then entries[2] = ARGV[6] end
+return {{}, keep(entries)}
+
+-- put_writes --
+-- ARGV: then for each write its name, whether it replaces one of this name, and what it is. Returns entries.
+for at = 4, #ARGV, 3 do
+  redis.call('ZADD', pending, 0, ARGV[at])
+  redis.call(ARGV[at + 1] == '1' and 'HSET' or 'HSETNX', writes, ARGV[at], ARGV[at + 2])
+end
+return keep({'threads'})
+
+-- get --
+-- ARGV: names of checkpoints. Returns each whole, or nothing where there is none; and entries.
+local found = {}
+for at = 4, #ARGV do found[at - 3] = whole(resolved(ARGV[at])) end
+if redis.call('EXISTS', order) == 0 then return {found, {}} end
+return {found, keep({'threads'})}
+
+-- list --
+-- ARGV: the highest and the lowest name, as ZREVRANGEBYLEX takes them, how many names at most, and how many
+-- checkpoints to return whole. Returns the names, the newest of a namespace first, and checkpoints.
+local names = redis.call('ZREVRANGEBYLEX', order, ARGV[4], ARGV[5], 'LIMIT', 0, ARGV[6])
+local found = {}
+for at = 1, math.min(#names, tonumber(ARGV[7])) do found[at] = whole(names[at]) end
+return {names, found}
+
+-- records --
+-- ARGV: names of checkpoints. Returns what each is, as it was packed.
+local found = {}
+for at = 4, #ARGV do found[at - 3] = redis.call('HGET', checkpoints, ARGV[at]) end
+return found
+
+-- history --
+-- ARGV: the name of a checkpoint, then channels. Returns, for each ancestor, the nearest first, its writes to the
+-- channels whose value no nearer one has, and the channels whose value it has, with it.
+local wanted, left = {}, #ARGV - 4
+for at = 5, #ARGV do wanted[ARGV[at]] = true end
+local name = resolved(ARGV[4])
+local record = name and unpacked(name)
+local found = {}
+while record and left > 0 do
+  name = record.parent
+  record = unpacked(name)
+  if not record then break end
+  local waiting, seeds = {}, {}
+  for _, write in ipairs(writes_to(name)) do
+    local packed = redis.call('HGET', writes, write)
+    if packed and wanted[struct.unpack('>I4c0', packed)] then waiting[#waiting + 1] = packed end
+  end
+  for _, value in ipairs(record.values) do
+    local seed = wanted[channel_of(value)] and redis.call('HGET', values, value)
+    if seed then
+      seeds[#seeds + 1] = channel_of(value)
+      seeds[#seeds + 1] = seed
+      wanted[channel_of(value)] = nil
+      left = left - 1
+    end
+  end
+  found[#found + 1] = {waiting, seeds}
+end
+return found
+
+-- delete --
+-- Deletes the thread. Returns how many keys it had.
+leave(redis.call('HKEYS', known))
+return redis.call('UNLINK', order, checkpoints, values, writes, pending, known)
+
+-- delete_runs --
+-- ARGV: entries of runs. Deletes their checkpoints. Returns as drop.
+local wanted, names = {}, {}
+for at = 4, #ARGV do wanted[ARGV[at]] = true end
+for _, name in ipairs(redis.call('ZRANGE', order, 0, -1)) do
+  if wanted[unpacked(name).run] then names[#names + 1] = name end
+end
+return drop(names)
+
+-- prune --
+-- Keeps the newest checkpoint of each namespace, with the ancestors that its channels are rebuilt from. The
+-- namespace of a subgraph's call goes with the root checkpoint that called it; that of a subgraph with a memory
+-- of its own, which has no task's id in its name, stays. Returns as drop.
+local names = redis.call('ZRANGE', order, 0, -1)
+local kept, dropped = {}, {}
+for at, name in ipairs(names) do
+  local namespace = namespace_of(name)
+  local is_newest = at == #names or namespace_of(names[at + 1]) ~= namespace
+  local record = is_newest and unpacked(name)
+  -- The root's namespace is empty and comes first. A call may be here before its root checkpoint.
+  local is_over = record and string.find(namespace, '%3A', 1, true) and not kept[record.root]
+    and redis.call('HEXISTS', checkpoints, record.root) == 1
+  if record and not is_over then
+    kept[name] = true
+    local wanted, left = {}, #record.deltas / 8
+    for from = 1, #record.deltas, 8 do wanted[string.sub(record.deltas, from, from + 7)] = true end
+    while record and left > 0 do
+      local parent = record.parent
+      record = unpacked(parent)
+      if record then
+        kept[parent] = true
+        for _, value in ipairs(record.values) do
+          if wanted[channel_of(value)] then
+            wanted[channel_of(value)] = nil
+            left = left - 1
+          end
+        end
+      end
+    end
+  end
+end
+for _, name in ipairs(names) do
+  if not kept[name] then dropped[#dropped + 1] = name end
+end
+return drop(dropped)
+
+-- dump --
+-- Returns all but what the index knows, as RESTORE takes it, and the entries.
+local dumps = {}
+for key = 1, 5 do dumps[key] = redis.call('DUMP', KEYS[key]) or '' end
+return {dumps, redis.call('HKEYS', known)}
+
+-- restore --
+-- ARGV: five dumps, then entries. Returns whether the thread was empty, as it has to be, and entries.
+if redis.call('EXISTS', order, pending) > 0 then return {0, {}} end
+for key = 1, 5 do
+  if ARGV[key + 3] ~= '' then redis.call('RESTORE', KEYS[key], 0, ARGV[key + 3], 'REPLACE') end
+end
+local entries = {}
+for at = 9, #ARGV do entries[at - 8] = ARGV[at] end
+return {1, keep(entries)}
+
+-- note --
+-- ARGV: a time, then entries that the index has since then.
+if redis.call('EXISTS', order, pending) == 0 then return 0 end
+local entries = {}
+for at = 5, #ARGV do entries[at - 4] = ARGV[at] end
+note(entries, tonumber(ARGV[4]))
+local left = redis.call('PTTL', redis.call('EXISTS', order) == 1 and order or pending)
+if left > 0 then redis.call('PEXPIRE', known, left) end
+return #entries
+
+-- unnote --
+-- ARGV: entries, each with the end that it had.
+for at = 4, #ARGV, 2 do
+  if redis.call('HGET', known, ARGV[at]) == ARGV[at + 1] then redis.call('HDEL', known, ARGV[at]) end
+end
+return 1
+
+-- enter --
+-- KEYS: keys of the index. Returns the time.
+local time = now()
+for _, key in ipairs(KEYS) do enter(key, time) end
+return string.format('%.0f', time)
+
+-- leave --
+-- KEYS: keys of the index. ARGV: for each the end that its entry of the thread has, or '' for any.
+local left = 0
+for at, key in ipairs(KEYS) do
+  local till = redis.call('ZSCORE', key, thread)
+  if till and (ARGV[at + 3] == '' or tonumber(till) == tonumber(ARGV[at + 3])) then
+    left = left + redis.call('ZREM', key, thread)
+  end
+end
+return left
