@@ -85,9 +85,8 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
         if not isinstance(prefix, str) or not prefix:
             raise InvalidInputError(f"prefix must be a non-empty string, not {prefix!r}")
         config = checked_ttl_config(ttl)
-        self._ttl = (
-            max(1, round((config.get("default_ttl") or 0) * 60_000)) if config.get("default_ttl") else 0
-        )
+        minutes = config.get("default_ttl")
+        self._ttl = max(1, round(minutes * 60_000)) if minutes else 0  # milliseconds
         self._refresh_on_read = bool(config.get("refresh_on_read"))
         self._prefix, self._index = prefix, checkpoint_index(prefix)
         self._redis = redis if isinstance(redis, Redis) else Redis(redis)
