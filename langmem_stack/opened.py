@@ -7,9 +7,12 @@ import os
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from langchain_core.embeddings import Embeddings
+from langgraph.store.base import TTLConfig
 
+from langmem_stack.checkpoint import RedisSaver
 from langmem_stack.documents import Documents
 from langmem_stack.embedded import EmbeddedServers
 from langmem_stack.errors import ConfigurationError
@@ -22,6 +25,9 @@ from langmem_stack.models import resolve_embeddings
 from langmem_stack.settings import Settings
 from langmem_stack.store import PgVectorStore
 
+if TYPE_CHECKING:
+    from langmem_stack.checkpoint.postgres import PostgresCheckpointer
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -31,6 +37,7 @@ class Parts:
     redis: Redis
     store: PgVectorStore
     documents: Documents
+    checkpointer: RedisSaver | PostgresCheckpointer
     servers: EmbeddedServers | None
 
     def close(self) -> None:
@@ -53,7 +60,10 @@ class Parts:
 
 
 def open_parts(
-    embeddings: Embeddings | str | None, data: Path | None, targets: tuple[str | Client, str]
+    embeddings: Embeddings | str | None,
+    data: Path | None,
+    targets: tuple[str | Client, str],
+    settings: Settings,
 ) -> Parts:
     """Open what a memory needs, on embedded servers in a directory or on the two that are named.
 
@@ -70,13 +80,30 @@ def open_parts(
         store = PgVectorStore(postgres, index={"embed": model, "fields": ["$"]})
         connections = Connections(postgres=postgres, redis=redis, embeddings=model)
         documents = Documents(connections, model, Engine(postgres_url))
+        parts = Parts(connections, redis, store, documents, _checkpointer(settings, redis, postgres), servers)
         if servers is not None:
             run(store.prepare_steps(), store.connections)
+            parts.checkpointer.setup()
     except BaseException:
         if servers is not None:
             servers.stop()
         raise
-    return Parts(connections, redis, store, documents, servers)
+    return parts
+
+
+def _checkpointer(settings: Settings, redis: Redis, postgres: Postgres) -> RedisSaver | PostgresCheckpointer:
+    if settings.checkpointer == "redis":
+        seconds = settings.checkpoint_ttl
+        ttl: TTLConfig | None = None if seconds is None else {"default_ttl": seconds / 60}
+        return RedisSaver(redis, ttl=ttl, prefix=settings.redis_prefix)
+    try:
+        from langmem_stack.checkpoint.postgres import PostgresCheckpointer  # noqa: PLC0415  # optional package
+    except ImportError as error:
+        raise ConfigurationError(
+            "checkpointer='postgres' needs the package 'langgraph-checkpoint-postgres', which is not "
+            'installed: pip install "langmem-stack[checkpoint-postgres]"'
+        ) from error
+    return PostgresCheckpointer(postgres)
 
 
 def place(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -10,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from langmem_stack.errors import ConfigurationError
 
 DEFAULT_PREFIX = "langmem"
+CheckpointerPlace: TypeAlias = Literal["redis", "postgres"]
 
 
 class Settings(BaseSettings):
@@ -41,10 +43,35 @@ class Settings(BaseSettings):
         gt=0,
         description="seconds after its last message in which a conversation leaves Redis; unset: never",
     )
+    checkpointer: CheckpointerPlace = Field(
+        default="redis", description="where the state of LangGraph's threads is kept: redis or postgres"
+    )
+    checkpoint_ttl: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds after its last step in which a LangGraph thread leaves Redis; unset: never",
+    )
     window: int = Field(
         default=40, gt=0, description="messages of the running conversation that a model is shown, at most"
     )
     recall_limit: int = Field(default=8, gt=0, description="memories that a turn recalls, at most")
+
+
+def with_checkpointer(settings: Settings, place: CheckpointerPlace | None) -> Settings:
+    """Return the settings with another place for checkpoints, if one is given.
+
+    Raises:
+        ConfigurationError: There is no such place, or threads are to expire from PostgreSQL.
+    """
+    chosen = settings if place is None else settings.model_copy(update={"checkpointer": place})
+    if chosen.checkpointer not in get_args(CheckpointerPlace):
+        raise ConfigurationError(f"checkpointer must be 'redis' or 'postgres', not {place!r}")
+    if chosen.checkpointer == "postgres" and chosen.checkpoint_ttl is not None:
+        raise ConfigurationError(
+            f"checkpoint_ttl={chosen.checkpoint_ttl:g} has no effect with checkpointer='postgres', where "
+            "nothing expires: leave it out, and call checkpointer.prune or delete_thread"
+        )
+    return chosen
 
 
 def read_settings() -> Settings:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from langchain_core.embeddings import Embeddings
 
+from langmem_stack.checkpoint import RedisSaver
 from langmem_stack.errors import ClosedError
 from langmem_stack.exchange import RecordedConversation
 from langmem_stack.history import ConversationHistory, Window
@@ -24,7 +25,7 @@ from langmem_stack.outbox import Outbox
 from langmem_stack.recall import Memory, memories, recall_op
 from langmem_stack.retriever import MemoryRetriever, literal_label
 from langmem_stack.scope import checked_id, thread_name, user_keys
-from langmem_stack.settings import Settings, read_settings
+from langmem_stack.settings import CheckpointerPlace, Settings, read_settings, with_checkpointer
 from langmem_stack.store import PgVectorStore
 from langmem_stack.store.namespaces import forget_items_statements
 from langmem_stack.transcript import (
@@ -39,6 +40,8 @@ from langmem_stack.working import forget_steps
 
 if TYPE_CHECKING:
     from langchain_postgres import PGVectorStore
+
+    from langmem_stack.checkpoint.postgres import PostgresCheckpointer
 
 T = TypeVar("T")
 _IMPORT_BATCH = 100  # messages in one transaction
@@ -88,6 +91,7 @@ class MemoryStack(Closing):
         postgres_url: str | None = None,
         data: str | os.PathLike[str] | None = None,
         embeddings: Embeddings | str | None = None,
+        checkpointer: CheckpointerPlace | None = None,
         settings: Settings | None = None,
     ) -> None:
         """Use two servers, or a directory with embedded ones; see `Settings` for what is not given.
@@ -103,12 +107,14 @@ class MemoryStack(Closing):
             data: Directory of the embedded servers, instead of the two URLs; see `embedded`.
             embeddings: An ``Embeddings``, ``"provider:model"`` or ``"offline"``; by default OpenAI's
                 where ``OPENAI_API_KEY`` is set, else the offline stand-in.
+            checkpointer: Where `checkpointer` keeps the state of LangGraph's threads: ``"redis"`` or
+                ``"postgres"``; by default the setting, which is Redis.
             settings: All other settings; by default from the environment.
 
         Raises:
             ConfigurationError: A URL is missing or can't be used, or a place is given twice.
         """
-        self.settings = settings or read_settings()
+        self.settings = with_checkpointer(settings or read_settings(), checkpointer)
         self._embeddings = embeddings if embeddings is not None else self.settings.embeddings
         self._data, self._targets = place(self.settings, redis_url, redis_client, postgres_url, data)
         self._lock = threading.Lock()
@@ -121,6 +127,7 @@ class MemoryStack(Closing):
         path: str | os.PathLike[str] = "./memory",
         *,
         embeddings: Embeddings | str | None = None,
+        checkpointer: CheckpointerPlace | None = None,
         settings: Settings | None = None,
     ) -> Self:
         """Use a PostgreSQL and a Redis of its own, whose data lie in a directory.
@@ -132,7 +139,7 @@ class MemoryStack(Closing):
         Raises:
             EmbeddedServerError: At the first use: the directory can't be used, or a server can't start.
         """
-        return cls(data=path, embeddings=embeddings, settings=settings)
+        return cls(data=path, embeddings=embeddings, checkpointer=checkpointer, settings=settings)
 
     @classmethod
     def from_env(cls) -> Self:
@@ -151,16 +158,33 @@ class MemoryStack(Closing):
             ConfigurationError: PostgreSQL or pgvector is absent or too old, or the database holds
                 vectors of another embedding model.
         """
-        self._opened().store.setup()
+        parts = self._opened()
+        parts.store.setup()
+        parts.checkpointer.setup()
 
     async def asetup(self) -> None:
         """As `setup`."""
-        await (await self._aopened()).store.asetup()
+        parts = await self._aopened()
+        await parts.store.asetup()
+        await parts.checkpointer.asetup()
 
     @property
     def store(self) -> PgVectorStore:
         """The long-term memory as a LangGraph store, for ``graph.compile(store=...)``."""
         return self._opened().store
+
+    @property
+    def checkpointer(self) -> RedisSaver | PostgresCheckpointer:
+        """The state of LangGraph's threads, for ``graph.compile(checkpointer=...)``.
+
+        A `RedisSaver`, or with ``checkpointer="postgres"`` LangGraph's own savers for PostgreSQL on this
+        memory's connections.
+
+        Raises:
+            ConfigurationError: It is to be PostgreSQL, and the extra ``checkpoint-postgres`` is not
+                installed.
+        """
+        return self._opened().checkpointer
 
     def history(self, session_id: str, user_id: str | None = None) -> ConversationHistory:
         """Return the chat history of a session, as ``RunnableWithMessageHistory`` asks for it.
@@ -353,7 +377,7 @@ class MemoryStack(Closing):
             if self._closed:
                 raise ClosedError("this MemoryStack is closed; make a new one")
             if self._parts is None:
-                self._parts = open_parts(self._embeddings, self._data, self._targets)
+                self._parts = open_parts(self._embeddings, self._data, self._targets, self.settings)
             return self._parts
 
     async def _aopened(self) -> Parts:

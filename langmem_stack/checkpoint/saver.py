@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
@@ -32,6 +31,7 @@ from langmem_stack.checkpoint.records import (
     unpack_history,
 )
 from langmem_stack.checkpoint.threads import Thread, threads_of_runs_steps
+from langmem_stack.checkpoint.versions import next_version
 from langmem_stack.errors import InvalidInputError
 from langmem_stack.io.closing import Closing
 from langmem_stack.io.drivers import Connections, arun, run
@@ -40,7 +40,7 @@ from langmem_stack.io.redis_clients import Client
 from langmem_stack.io.steps import Steps
 from langmem_stack.scope import checkpoint_index, checkpoint_keys, unescaped
 from langmem_stack.settings import DEFAULT_PREFIX
-from langmem_stack.store.ttl import checked_ttl_config
+from langmem_stack.ttl import checked_ttl_config
 
 _STRATEGIES = ("keep_latest", "delete", "delete_all")  # langgraph-api calls the second by the third's name
 
@@ -268,9 +268,8 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
         return await arun(self._history_steps(config, channels), self._connections)
 
     def get_next_version(self, current: str | None, channel: None) -> str:
-        """Return a version after another: a number, and a fraction that no other process will choose."""
-        number = 0 if current is None else int(str(current).partition(".")[0])
-        return f"{number + 1:032}.{random.random():016}"  # noqa: S311  # to tell apart, not to keep secret
+        """Return a version after another."""
+        return next_version(current)
 
     def close(self) -> None:
         """Close the connections; a client that was passed in stays open."""

@@ -114,7 +114,7 @@ class Postgres:
         pool = self._opened()
         if self._away:
             self._knock()
-        with self._errors():
+        with self.errors():
             try:
                 for _ in range(_RETRIES):
                     try:
@@ -134,7 +134,7 @@ class Postgres:
         pool = await self._pools.get()
         if self._away:
             await asyncio.to_thread(self._knock)
-        with self._errors():
+        with self.errors():
             await pool.open()
             try:
                 for _ in range(_RETRIES):
@@ -149,6 +149,16 @@ class Postgres:
                 self._away = True
                 await asyncio.to_thread(self._knock)
                 raise self._busy() from error
+
+    def pool(self) -> _Pool:
+        """Return the pool for plain code, for packages that take one."""
+        return self._opened()
+
+    async def apool(self) -> _AsyncPool:
+        """As `pool`, the running loop's."""
+        pool = await self._pools.get()
+        await pool.open()
+        return pool
 
     def close(self) -> None:
         """Close all connections, for good."""
@@ -247,7 +257,8 @@ class Postgres:
         )
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
+        """Turn psycopg's errors into ours, for those who use the pools themselves."""
         try:
             yield
         except PoolClosed as error:

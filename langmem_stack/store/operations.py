@@ -39,7 +39,7 @@ from langmem_stack.store.embedding import (
 from langmem_stack.store.index import Index
 from langmem_stack.store.namespaces import LABELS, lock_namespaces_statement
 from langmem_stack.store.search import item_fields, search_items, search_statement
-from langmem_stack.store.ttl import MAX_TTL, is_ttl
+from langmem_stack.ttl import MAX_TTL, is_ttl
 
 SQL = load("store")
 _MAX_ADDRESS_BYTES = 2000  # namespace and key together; an index entry holds 2,704 bytes

@@ -40,7 +40,8 @@ from langmem_stack.store.embedding import (
 from langmem_stack.store.index import Index
 from langmem_stack.store.operations import Plan, batch_steps, get_steps, plan
 from langmem_stack.store.reembed import Reembedded, reembed_steps
-from langmem_stack.store.ttl import Sweeper, checked_ttl_config, is_ttl, sweep_steps
+from langmem_stack.store.ttl import Sweeper, sweep_steps
+from langmem_stack.ttl import checked_ttl_config, is_ttl
 
 
 class PgVectorStore(Closing, BaseStore):

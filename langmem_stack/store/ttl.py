@@ -1,4 +1,4 @@
-"""Items that expire: the TTL config, and sweeping away what has expired."""
+"""Items that expire: sweeping away what has expired."""
 
 from __future__ import annotations
 
@@ -7,42 +7,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from langgraph.store.base import TTLConfig
-
-from langmem_stack.errors import ClosedError, ConfigurationError, LangmemStackError
+from langmem_stack.errors import ClosedError, LangmemStackError
 from langmem_stack.io.steps import Steps, query
 from langmem_stack.sql import load
 
 SQL = load("store")
-MAX_TTL = 1_000_000_000  # minutes; nineteen centuries, and a date that PostgreSQL and Python both know
 _AT_A_TIME = 1000  # items that one transaction deletes
-_KNOWN = TTLConfig.__annotations__
 _log = logging.getLogger("langmem_stack.store")
-
-
-def checked_ttl_config(config: TTLConfig | None) -> TTLConfig:
-    """Return the config, empty for None.
-
-    Raises:
-        ConfigurationError: A key is unknown, or a time is not a number of minutes above 0.
-    """
-    given: TTLConfig = config or {}
-    if unknown := set(given) - set(_KNOWN):
-        raise ConfigurationError(
-            f"unknown keys {sorted(unknown)} in the TTL config; known are {sorted(_KNOWN)}"
-        )
-    for name in ("default_ttl", "sweep_interval_minutes"):
-        minutes = given.get(name)
-        if minutes is not None and not is_ttl(minutes):
-            raise ConfigurationError(
-                f"{name}={minutes!r} in the TTL config; it is a number of minutes above 0, or None"
-            )
-    return given
-
-
-def is_ttl(minutes: object) -> bool:
-    """Whether something is a time after which an item can expire, in minutes."""
-    return isinstance(minutes, int | float) and minutes is not True and 0 < minutes <= MAX_TTL
 
 
 def sweep_steps() -> Steps[int]:
