@@ -103,7 +103,7 @@ def before_redis(url: str, directory: Path) -> Iterator[tuple[Proxy, str]]:
     """A proxy and the URL that leads through it."""
     with redis.Redis.from_url(url) as client:
         # A script costs a round trip more where the server does not know it yet.
-        for script in (*load("session").values(), _TOGETHER):
+        for script in (*load("session").values(), *load("checkpoint").values(), _TOGETHER):
             client.script_load(script)
     parts = urlsplit(url)
     unix = parts.scheme == "unix"

@@ -82,7 +82,7 @@ local function unpacked(name)
   local packed = redis.call('HGET', checkpoints, name)
   if not packed then return nil end
   local parent, joined, deltas, run, root = struct.unpack('>I4c0I4c0I4c0I4c0I4c0', packed)
-  return {parent = parent, values = names_in(joined), deltas = deltas, run = run, root = root}
+  return {packed = packed, parent = parent, values = names_in(joined), deltas = deltas, run = run, root = root}
 end
 
 local function channel_of(value) return string.sub(value, 1, 8) end
@@ -102,15 +102,14 @@ end
 
 -- A checkpoint with its values and writes, and whether its parent is there.
 local function whole(name)
-  local packed = name and redis.call('HGET', checkpoints, name)
-  if not packed then return false end
-  local record = unpacked(name)
+  local record = name and unpacked(name)
+  if not record then return false end
   local found, waiting = {}, {}
   for at, value in ipairs(record.values) do
     found[at] = value ~= NO_VALUE and redis.call('HGET', values, value) or ''
   end
   for at, write in ipairs(writes_to(name)) do waiting[at] = redis.call('HGET', writes, write) or '' end
-  return {name, packed, found, waiting, redis.call('HEXISTS', checkpoints, record.parent)}
+  return {name, record.packed, found, waiting, redis.call('HEXISTS', checkpoints, record.parent)}
 end
 
 -- Deletes checkpoints, their writes, and the values that no other checkpoint has. Returns the entries of runs of
