@@ -2,7 +2,8 @@
 
 All that a graph says goes through the serializer. Beside it lie, for the scripts, ids, names of channels, and
 which run wrote a checkpoint. Values are kept once for each version of a channel, under a digest of its
-namespace, name and version, and checkpoints refer to them.
+namespace, name and version, and checkpoints refer to them. What is large, in a value or in a write, is kept
+once for its bytes: a node that returns a document as it was, or a write that becomes a value, costs nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from langmem_stack.scope import escaped, unescaped
 
 _NO_VALUE = bytes(16)  # stands for a channel that is empty
 _TEXT = ("utf-8", "surrogatepass")
+_VERSIONS = "versions"  # where a stored checkpoint has them
+_LARGE = 1_000  # bytes
 _DELTAS = "counters_since_delta_snapshot"  # metadata that LangGraph keeps of its delta channels
 
 
@@ -138,7 +141,7 @@ def pack_checkpoint(
         b"".join(_channel_name(place.namespace, channel) for channel in deltas),
         entry,
         _root_name(place, known),
-        *_dumped(serde, {**checkpoint, "channel_values": rest}),
+        *_dumped(serde, _with_versions_once({**checkpoint, "channel_values": rest})),
         *_dumped(serde, known),
     )
     return Packed(
@@ -154,7 +157,12 @@ def pack_values(serde: SerializerProtocol, packed: Packed, names: Iterable[bytes
     """Yield some of a checkpoint's values, each behind its name."""
     for name in names:
         yield name
-        yield _joined(*_dumped(serde, packed.values[name]))
+        kind, data = _dumped(serde, packed.values[name])
+        reference, large, data = _parted(kind, data)
+        yield _joined(reference, kind, data)
+        if reference:
+            yield reference
+            yield large
 
 
 def unpack_checkpoint(serde: SerializerProtocol, thread: Place, found: Sequence[Any]) -> CheckpointTuple:
@@ -165,12 +173,12 @@ def unpack_checkpoint(serde: SerializerProtocol, thread: Place, found: Sequence[
     """
     name, packed, values, writes, has_parent = found
     place = thread.named(name.decode())
-    parent, names, _, _, _, *dumps = _parts(packed)
-    checkpoint: Checkpoint = _loaded(serde, dumps[:2])
+    parent, names, _, _, _, *dumps = _parts(packed, 9)
+    checkpoint: Checkpoint = _with_versions_spread(_loaded(serde, dumps[:2]))
     channels = dict(checkpoint["channel_values"])
     for at, (channel, value) in enumerate(zip(checkpoint["channel_versions"], values, strict=True)):
         if value:
-            channels[channel] = _loaded(serde, _parts(value))
+            channels[channel] = _loaded(serde, _parts(value, 3)[1:])
         elif names[at * 16 : at * 16 + 16] != _NO_VALUE:
             raise CorruptDataError(
                 f"checkpoint {place.checkpoint!r} of thread {place.thread!r} has lost its channel "
@@ -187,30 +195,39 @@ def unpack_checkpoint(serde: SerializerProtocol, thread: Place, found: Sequence[
 
 def unpack_metadata(serde: SerializerProtocol, packed: bytes) -> dict[str, Any]:
     """Return a checkpoint's metadata alone."""
-    metadata: dict[str, Any] = _loaded(serde, _parts(packed)[-2:])
+    metadata: dict[str, Any] = _loaded(serde, _parts(packed, 9)[-2:])
     return metadata
 
 
 def pack_writes(
     serde: SerializerProtocol, place: Place, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
 ) -> Iterator[bytes | str | int]:
-    """Yield writes as they are stored: the name of each, whether it replaces one of that name, and itself.
+    """Yield the checkpoint's name, and writes as they are stored.
 
-    What a task has written stays; that it failed, was interrupted or resumed is replaced by what came last.
+    Of each its name, whether it replaces one of that name, itself, and what is large in it, by name. What a task has written stays; that it failed, was interrupted or resumed is replaced by what came last.
     """
+    yield place.name
     for position, (channel, value) in enumerate(writes):
         index = WRITES_IDX_MAP.get(channel, position)
-        yield f"{place.name}/{escaped(task_id)}/{index}"
+        yield _digest(place.name) + _digest(task_id) + index.to_bytes(4, "big", signed=True)
         yield int(index < 0)
         name = _channel_name(place.namespace, channel)
-        yield _joined(name, task_path, task_id, str(index), channel, *_dumped(serde, value))
+        kind, data = _dumped(serde, value)
+        reference, large, data = _parted(kind, data)
+        yield _joined(name, reference, task_path, task_id, str(index), channel, kind, data)
+        yield reference
+        yield large
 
 
 def unpack_writes(serde: SerializerProtocol, found: Iterable[bytes]) -> list[PendingWrite]:
     """Return the writes to a checkpoint, in the order in which LangGraph applies them."""
     writes = []
     for packed in found:
-        _, path, task, index, channel, *dumped = _parts(packed)
+        if not packed:
+            raise CorruptDataError(
+                "a pending write has lost its value: Redis has evicted it; set maxmemory-policy noeviction"
+            )
+        _, _, path, task, index, channel, *dumped = _parts(packed, 8)
         key = writes_sort_key(_text(path), _text(task), int(index))
         writes.append((key, (_text(task), _text(channel), _loaded(serde, dumped))))
     return [write for _, write in sorted(writes, key=lambda keyed: keyed[0])]
@@ -230,8 +247,45 @@ def unpack_history(
         for write in unpack_writes(serde, writes):
             history[write[1]]["writes"].append(write)
         for name, value in zip(seeds[::2], seeds[1::2], strict=True):
-            history[names[name]]["seed"] = _loaded(serde, _parts(value))
+            if not value:
+                raise CorruptDataError(
+                    f"channel {names[name]!r} has lost its value: Redis has evicted it; set maxmemory-policy "
+                    "noeviction"
+                )
+            history[names[name]]["seed"] = _loaded(serde, _parts(value, 3)[1:])
     return history
+
+
+def _with_versions_once(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return a checkpoint with its versions in a list, and their places there instead of them.
+
+    Each node has seen some version of each of its channels. These are long and few, and would be most of a
+    small checkpoint.
+    """
+    places: dict[tuple[type, Any], int] = {}
+
+    def placed(versions: ChannelVersions) -> dict[str, int]:
+        return {
+            channel: places.setdefault((type(version), version), len(places))
+            for channel, version in versions.items()
+        }
+
+    channels = placed(checkpoint["channel_versions"])
+    seen = {node: placed(versions) for node, versions in checkpoint["versions_seen"].items()}
+    versions = [version for _, version in places]
+    return {**checkpoint, "channel_versions": channels, "versions_seen": seen, _VERSIONS: versions}
+
+
+def _with_versions_spread(stored: dict[str, Any]) -> Checkpoint:
+    """Undo `_with_versions_once`."""
+    versions = stored.pop(_VERSIONS)
+
+    def spread(places: Mapping[str, int]) -> ChannelVersions:
+        return {channel: versions[place] for channel, place in places.items()}
+
+    channels = spread(stored["channel_versions"])
+    seen = {node: spread(places) for node, places in stored["versions_seen"].items()}
+    return cast("Checkpoint", {**stored, "channel_versions": channels, "versions_seen": seen})
 
 
 def _root_name(place: Place, metadata: Mapping[str, Any]) -> str:
@@ -245,24 +299,33 @@ def _dumped(serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:
     return kind, bytes(dumped)
 
 
+def _parted(kind: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return the name of data that are large, and them; and what stays where they were."""
+    if len(data) < _LARGE:
+        return b"", b"", data
+    return hashlib.blake2b(kind.encode(*_TEXT) + b"\0" + data, digest_size=16).digest(), data, b""
+
+
 def _loaded(serde: SerializerProtocol, dumped: Sequence[bytes]) -> Any:
     kind, data = dumped
     return serde.loads_typed((_text(kind), data))
 
 
 def _joined(*parts: bytes | str) -> bytes:
-    """Return parts as one, each behind its length in bytes, as the scripts read them with ``struct``."""
-    data = [part.encode(*_TEXT) if isinstance(part, str) else part for part in parts]
-    return b"".join(piece for part in data for piece in (len(part).to_bytes(4, "big"), part))
+    """Return parts as one: each behind its length in bytes, as the scripts read it with ``struct``, but the
+    last one, to which they append what is large.
+    """
+    *heads, last = (part.encode(*_TEXT) if isinstance(part, str) else part for part in parts)
+    return b"".join([*(piece for part in heads for piece in (len(part).to_bytes(4, "big"), part)), last])
 
 
-def _parts(joined: bytes) -> list[bytes]:
+def _parts(joined: bytes, count: int) -> list[bytes]:
     parts, at = [], 0
-    while at < len(joined):
+    for _ in range(count - 1):
         end = at + 4 + int.from_bytes(joined[at : at + 4], "big")
         parts.append(joined[at + 4 : end])
         at = end
-    return parts
+    return [*parts, joined[at:]]
 
 
 def _text(data: bytes) -> str:

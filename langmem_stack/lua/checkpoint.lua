@@ -1,7 +1,7 @@
 -- The checkpoints of a thread. KEYS, all in the thread's slot: a sorted set of the names of its checkpoints
 -- (all scores 0, so that they lie in the order of namespace and id), a hash of what each is, a hash of the
--- values of channels, which checkpoints share, a hash of pending writes, a sorted set of the names of these,
--- and a hash of what the index knows of the thread, until when.
+-- values of channels, which checkpoints share, and of whatever is large, a hash of pending writes, a hash that says for each checkpoint
+-- which these are, and one of what the index knows of the thread, until when.
 -- ARGV begins with: the time to live in ms, 0 for none, -1 to leave it; the thread's name in the index; what the
 -- keys of the index begin with, or '' in a Cluster, where these are in other slots and scripts of their own.
 
@@ -69,9 +69,9 @@ local function keep(entries)
   return due
 end
 
-local function names_in(joined)
+local function names_in(joined, length)
   local names = {}
-  for at = 1, #joined, 16 do names[#names + 1] = string.sub(joined, at, at + 15) end
+  for at = 1, #joined, length do names[#names + 1] = string.sub(joined, at, at + length - 1) end
   return names
 end
 
@@ -82,7 +82,7 @@ local function unpacked(name)
   local packed = redis.call('HGET', checkpoints, name)
   if not packed then return nil end
   local parent, joined, deltas, run, root = struct.unpack('>I4c0I4c0I4c0I4c0I4c0', packed)
-  return {packed = packed, parent = parent, values = names_in(joined), deltas = deltas, run = run, root = root}
+  return {packed = packed, parent = parent, values = names_in(joined, 16), deltas = deltas, run = run, root = root}
 end
 
 local function channel_of(value) return string.sub(value, 1, 8) end
@@ -96,8 +96,29 @@ local function resolved(name)
   return redis.call('ZREVRANGEBYLEX', order, after, '[' .. name, 'LIMIT', 0, 1)[1]
 end
 
+-- The names of the writes to a checkpoint, which are all of a length.
 local function writes_to(name)
-  return redis.call('ZRANGEBYLEX', pending, '[' .. name .. '/', '(' .. name .. '0')
+  return names_in(redis.call('HGET', pending, name) or '', 20)
+end
+
+-- A value, or a write behind its channel, begins with the name of the large thing in it, which is kept once among
+-- the values; else that is empty. This returns it whole, or '' if Redis has lost a part.
+local function joined(packed, reference)
+  if not packed or reference == '' then return packed or '' end
+  local large = redis.call('HGET', values, reference)
+  return large and packed .. large or ''
+end
+
+local function value_of(name)
+  local packed = name ~= NO_VALUE and redis.call('HGET', values, name)
+  return packed and joined(packed, (struct.unpack('>I4c0', packed))) or ''
+end
+
+local function write_of(name)
+  local packed = redis.call('HGET', writes, name)
+  if not packed then return '', '' end
+  local channel, reference = struct.unpack('>I4c0I4c0', packed)
+  return joined(packed, reference), channel
 end
 
 -- A checkpoint with its values and writes, and whether its parent is there.
@@ -105,33 +126,43 @@ local function whole(name)
   local record = name and unpacked(name)
   if not record then return false end
   local found, waiting = {}, {}
-  for at, value in ipairs(record.values) do
-    found[at] = value ~= NO_VALUE and redis.call('HGET', values, value) or ''
-  end
-  for at, write in ipairs(writes_to(name)) do waiting[at] = redis.call('HGET', writes, write) or '' end
+  for at, value in ipairs(record.values) do found[at] = value_of(value) end
+  for at, write in ipairs(writes_to(name)) do waiting[at] = write_of(write) end
   return {name, record.packed, found, waiting, redis.call('HEXISTS', checkpoints, record.parent)}
+end
+
+-- The names of all that a checkpoint or a write refers to.
+local function needed_values()
+  local needed = {}
+  for _, name in ipairs(redis.call('ZRANGE', order, 0, -1)) do
+    for _, value in ipairs(unpacked(name).values) do
+      local packed = redis.call('HGET', values, value)
+      needed[value] = true
+      if packed then needed[(struct.unpack('>I4c0', packed))] = true end
+    end
+  end
+  for _, packed in ipairs(redis.call('HVALS', writes)) do
+    local _, reference = struct.unpack('>I4c0I4c0', packed)
+    needed[reference] = true
+  end
+  return needed
 end
 
 -- Deletes checkpoints, their writes, and the values that no other checkpoint has. Returns the entries of runs of
 -- which nothing is left, each with its end, where the index is in other slots.
 local function drop(names)
   if #names == 0 then return {} end
-  local needed, gone = {}, {}
+  local gone = {}
   for _, name in ipairs(names) do
     local run = unpacked(name).run
     if run ~= '' then gone[run] = true end
     redis.call('HDEL', checkpoints, name)
     redis.call('ZREM', order, name)
-    for _, write in ipairs(writes_to(name)) do
-      redis.call('HDEL', writes, write)
-      redis.call('ZREM', pending, write)
-    end
+    for _, write in ipairs(writes_to(name)) do redis.call('HDEL', writes, write) end
+    redis.call('HDEL', pending, name)
   end
-  for _, name in ipairs(redis.call('ZRANGE', order, 0, -1)) do
-    local record = unpacked(name)
-    for _, value in ipairs(record.values) do needed[value] = true end
-    gone[record.run] = nil
-  end
+  for _, name in ipairs(redis.call('ZRANGE', order, 0, -1)) do gone[unpacked(name).run] = nil end
+  local needed = needed_values()
   for _, value in ipairs(redis.call('HKEYS', values)) do
     if not needed[value] then redis.call('HDEL', values, value) end
   end
@@ -155,8 +186,8 @@ end
 -- the names of values that are not there: then nothing was written, and they have to come along. And entries.
 local sent, missing = {}, {}
 for at = 7, #ARGV, 2 do sent[ARGV[at]] = true end
-local _, joined = struct.unpack('>I4c0I4c0', ARGV[5])
-for _, value in ipairs(names_in(joined)) do
+local _, needed = struct.unpack('>I4c0I4c0', ARGV[5])
+for _, value in ipairs(names_in(needed, 16)) do
   if value ~= NO_VALUE and not sent[value] and redis.call('HEXISTS', values, value) == 0 then
     missing[#missing + 1] = value
   end
@@ -171,11 +202,16 @@ if ARGV[6] ~= '' then entries[2] = ARGV[6] end
 return {{}, keep(entries)}
 
 -- put_writes --
--- ARGV: then for each write its name, whether it replaces one of this name, and what it is. Returns entries.
-for at = 4, #ARGV, 3 do
-  redis.call('ZADD', pending, 0, ARGV[at])
-  redis.call(ARGV[at + 1] == '1' and 'HSET' or 'HSETNX', writes, ARGV[at], ARGV[at + 2])
+-- ARGV: the checkpoint's name, then for each write its name, whether it replaces one of this name, what it is, and
+-- the name of the large thing in it, with that, or ''. Returns entries.
+local known_writes = redis.call('HGET', pending, ARGV[4]) or ''
+for at = 5, #ARGV, 5 do
+  local is_new = redis.call('HSETNX', writes, ARGV[at], ARGV[at + 2]) == 1
+  if is_new then known_writes = known_writes .. ARGV[at] end
+  if not is_new and ARGV[at + 1] == '1' then redis.call('HSET', writes, ARGV[at], ARGV[at + 2]) end
+  if ARGV[at + 3] ~= '' then redis.call('HSETNX', values, ARGV[at + 3], ARGV[at + 4]) end
 end
+redis.call('HSET', pending, ARGV[4], known_writes)
 return keep({'threads'})
 
 -- get --
@@ -213,14 +249,13 @@ while record and left > 0 do
   if not record then break end
   local waiting, seeds = {}, {}
   for _, write in ipairs(writes_to(name)) do
-    local packed = redis.call('HGET', writes, write)
-    if packed and wanted[struct.unpack('>I4c0', packed)] then waiting[#waiting + 1] = packed end
+    local packed, channel = write_of(write)
+    if wanted[channel] then waiting[#waiting + 1] = packed end
   end
   for _, value in ipairs(record.values) do
-    local seed = wanted[channel_of(value)] and redis.call('HGET', values, value)
-    if seed then
+    if wanted[channel_of(value)] then
       seeds[#seeds + 1] = channel_of(value)
-      seeds[#seeds + 1] = seed
+      seeds[#seeds + 1] = value_of(value)
       wanted[channel_of(value)] = nil
       left = left - 1
     end
