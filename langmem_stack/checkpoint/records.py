@@ -202,9 +202,10 @@ def unpack_metadata(serde: SerializerProtocol, packed: bytes) -> dict[str, Any]:
 def pack_writes(
     serde: SerializerProtocol, place: Place, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
 ) -> Iterator[bytes | str | int]:
-    """Yield the checkpoint's name, and writes as they are stored.
+    """Yield the checkpoint's name, and of each write its name, whether it replaces one of that name, the write
+    as it is stored, and the name of what is large in it, with that.
 
-    Of each its name, whether it replaces one of that name, itself, and what is large in it, by name. What a task has written stays; that it failed, was interrupted or resumed is replaced by what came last.
+    What a task has written stays; that it failed, was interrupted or resumed is replaced by what came last.
     """
     yield place.name
     for position, (channel, value) in enumerate(writes):
