@@ -21,7 +21,7 @@ from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from langmem_stack.checkpoint.versions import next_version
+from langmem_stack.checkpoint.records import next_version
 from langmem_stack.io.postgres import Postgres
 
 _LOCK = 0x6C616E6763686B  # "langchk": the advisory lock that setup() takes

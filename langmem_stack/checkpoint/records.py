@@ -8,7 +8,7 @@ once for its bytes: a node that returns a document as it was, or a write that be
 
 from __future__ import annotations
 
-import hashlib
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -27,13 +27,22 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from langmem_stack.checkpoint.packing import (
+    channel_digest,
+    digest,
+    dump,
+    join,
+    load,
+    part_off,
+    split,
+    text,
+    with_versions_once,
+    with_versions_spread,
+)
 from langmem_stack.errors import CorruptDataError, InvalidInputError
 from langmem_stack.scope import escaped, unescaped
 
 _NO_VALUE = bytes(16)  # stands for a channel that is empty
-_TEXT = ("utf-8", "surrogatepass")
-_VERSIONS = "versions"  # where a stored checkpoint has them
-_LARGE = 1_000  # bytes
 _DELTAS = "counters_since_delta_snapshot"  # metadata that LangGraph keeps of its delta channels
 
 
@@ -100,6 +109,15 @@ def run_entry(run_id: object) -> str:
     return f"run:{escaped(str(run_id))}"
 
 
+def next_version(current: str | float | None) -> str:
+    """Return a version after another: a number, and a fraction that no other process will choose.
+
+    As strings they sort like their numbers. A plain number, as LangGraph's default has it, can be continued.
+    """
+    number = 0 if current is None else int(str(current).partition(".")[0])
+    return f"{number + 1:032}.{random.random():016}"  # noqa: S311  # to tell apart, not to keep secret
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
     """A checkpoint as it is stored."""
@@ -127,7 +145,7 @@ def pack_checkpoint(
     known = cast("dict[str, Any]", get_checkpoint_metadata(config, metadata))
     channels, versions = checkpoint["channel_values"], checkpoint["channel_versions"]
     names = {
-        channel: _channel_name(place.namespace, channel) + _digest(repr(version))
+        channel: channel_digest(place.namespace, channel) + digest(repr(version))
         for channel, version in versions.items()
         if channel in channels
     }
@@ -138,15 +156,15 @@ def pack_checkpoint(
     record = (
         parent.name if parent.checkpoint else "",
         b"".join(names.get(channel, _NO_VALUE) for channel in versions),
-        b"".join(_channel_name(place.namespace, channel) for channel in deltas),
+        b"".join(channel_digest(place.namespace, channel) for channel in deltas),
         entry,
         _root_name(place, known),
-        *_dumped(serde, _with_versions_once({**checkpoint, "channel_values": rest})),
-        *_dumped(serde, known),
+        *dump(serde, with_versions_once({**checkpoint, "channel_values": rest})),
+        *dump(serde, known),
     )
     return Packed(
         place,
-        _joined(*record),
+        join(*record),
         entry,
         {name: channels[channel] for channel, name in names.items()},
         frozenset(name for channel, name in names.items() if channel in new_versions),
@@ -157,9 +175,9 @@ def pack_values(serde: SerializerProtocol, packed: Packed, names: Iterable[bytes
     """Yield some of a checkpoint's values, each behind its name."""
     for name in names:
         yield name
-        kind, data = _dumped(serde, packed.values[name])
-        reference, large, data = _parted(kind, data)
-        yield _joined(reference, kind, data)
+        kind, data = dump(serde, packed.values[name])
+        reference, large, data = part_off(kind, data)
+        yield join(reference, kind, data)
         if reference:
             yield reference
             yield large
@@ -173,12 +191,12 @@ def unpack_checkpoint(serde: SerializerProtocol, thread: Place, found: Sequence[
     """
     name, packed, values, writes, has_parent = found
     place = thread.named(name.decode())
-    parent, names, _, _, _, *dumps = _parts(packed, 9)
-    checkpoint: Checkpoint = _with_versions_spread(_loaded(serde, dumps[:2]))
+    parent, names, _, _, _, *dumps = split(packed, 9)
+    checkpoint: Checkpoint = with_versions_spread(load(serde, dumps[:2]))
     channels = dict(checkpoint["channel_values"])
     for at, (channel, value) in enumerate(zip(checkpoint["channel_versions"], values, strict=True)):
         if value:
-            channels[channel] = _loaded(serde, _parts(value, 3)[1:])
+            channels[channel] = load(serde, split(value, 3)[1:])
         elif names[at * 16 : at * 16 + 16] != _NO_VALUE:
             raise CorruptDataError(
                 f"checkpoint {place.checkpoint!r} of thread {place.thread!r} has lost its channel "
@@ -187,7 +205,7 @@ def unpack_checkpoint(serde: SerializerProtocol, thread: Place, found: Sequence[
     return CheckpointTuple(
         config=place.config,
         checkpoint={**checkpoint, "channel_values": channels},
-        metadata=_loaded(serde, dumps[2:]),
+        metadata=load(serde, dumps[2:]),
         parent_config=place.named(parent.decode()).config if has_parent else None,
         pending_writes=unpack_writes(serde, writes),
     )
@@ -195,14 +213,14 @@ def unpack_checkpoint(serde: SerializerProtocol, thread: Place, found: Sequence[
 
 def unpack_metadata(serde: SerializerProtocol, packed: bytes) -> dict[str, Any]:
     """Return a checkpoint's metadata alone."""
-    metadata: dict[str, Any] = _loaded(serde, _parts(packed, 9)[-2:])
+    metadata: dict[str, Any] = load(serde, split(packed, 9)[-2:])
     return metadata
 
 
 def pack_writes(
     serde: SerializerProtocol, place: Place, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
 ) -> Iterator[bytes | str | int]:
-    """Yield the checkpoint's name, and of each write its name, whether it replaces one of that name, the write
+    """Yield the checkpoint's name, and of each write its name, whether it replaces one of that name, itself
     as it is stored, and the name of what is large in it, with that.
 
     What a task has written stays; that it failed, was interrupted or resumed is replaced by what came last.
@@ -210,12 +228,12 @@ def pack_writes(
     yield place.name
     for position, (channel, value) in enumerate(writes):
         index = WRITES_IDX_MAP.get(channel, position)
-        yield _digest(place.name) + _digest(task_id) + index.to_bytes(4, "big", signed=True)
+        yield digest(place.name) + digest(task_id) + index.to_bytes(4, "big", signed=True)
         yield int(index < 0)
-        name = _channel_name(place.namespace, channel)
-        kind, data = _dumped(serde, value)
-        reference, large, data = _parted(kind, data)
-        yield _joined(name, reference, task_path, task_id, str(index), channel, kind, data)
+        name = channel_digest(place.namespace, channel)
+        kind, data = dump(serde, value)
+        reference, large, data = part_off(kind, data)
+        yield join(name, reference, task_path, task_id, str(index), channel, kind, data)
         yield reference
         yield large
 
@@ -228,15 +246,15 @@ def unpack_writes(serde: SerializerProtocol, found: Iterable[bytes]) -> list[Pen
             raise CorruptDataError(
                 "a pending write has lost its value: Redis has evicted it; set maxmemory-policy noeviction"
             )
-        _, _, path, task, index, channel, *dumped = _parts(packed, 8)
-        key = writes_sort_key(_text(path), _text(task), int(index))
-        writes.append((key, (_text(task), _text(channel), _loaded(serde, dumped))))
+        _, _, path, task, index, channel, *dumped = split(packed, 8)
+        key = writes_sort_key(text(path), text(task), int(index))
+        writes.append((key, (text(task), text(channel), load(serde, dumped))))
     return [write for _, write in sorted(writes, key=lambda keyed: keyed[0])]
 
 
 def channel_names(place: Place, channels: Sequence[str]) -> dict[bytes, str]:
     """Return channels by what their values and writes are marked with."""
-    return {_channel_name(place.namespace, channel): channel for channel in channels}
+    return {channel_digest(place.namespace, channel): channel for channel in channels}
 
 
 def unpack_history(
@@ -253,89 +271,11 @@ def unpack_history(
                     f"channel {names[name]!r} has lost its value: Redis has evicted it; set maxmemory-policy "
                     "noeviction"
                 )
-            history[names[name]]["seed"] = _loaded(serde, _parts(value, 3)[1:])
+            history[names[name]]["seed"] = load(serde, split(value, 3)[1:])
     return history
-
-
-def _with_versions_once(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return a checkpoint with its versions in a list, and their places there instead of them.
-
-    Each node has seen some version of each of its channels. These are long and few, and would be most of a
-    small checkpoint.
-    """
-    places: dict[tuple[type, Any], int] = {}
-
-    def placed(versions: ChannelVersions) -> dict[str, int]:
-        return {
-            channel: places.setdefault((type(version), version), len(places))
-            for channel, version in versions.items()
-        }
-
-    channels = placed(checkpoint["channel_versions"])
-    seen = {node: placed(versions) for node, versions in checkpoint["versions_seen"].items()}
-    versions = [version for _, version in places]
-    return {**checkpoint, "channel_versions": channels, "versions_seen": seen, _VERSIONS: versions}
-
-
-def _with_versions_spread(stored: dict[str, Any]) -> Checkpoint:
-    """Undo `_with_versions_once`."""
-    versions = stored.pop(_VERSIONS)
-
-    def spread(places: Mapping[str, int]) -> ChannelVersions:
-        return {channel: versions[place] for channel, place in places.items()}
-
-    channels = spread(stored["channel_versions"])
-    seen = {node: spread(places) for node, places in stored["versions_seen"].items()}
-    return cast("Checkpoint", {**stored, "channel_versions": channels, "versions_seen": seen})
 
 
 def _root_name(place: Place, metadata: Mapping[str, Any]) -> str:
     """Return the name of the root graph's checkpoint from which a subgraph was called."""
     root = (metadata.get("parents") or {}).get("")
     return Place(place.thread, "", root).name if isinstance(root, str) and root else ""
-
-
-def _dumped(serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:
-    kind, dumped = serde.dumps_typed(value)
-    return kind, bytes(dumped)
-
-
-def _parted(kind: str, data: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return the name of data that are large, and them; and what stays where they were."""
-    if len(data) < _LARGE:
-        return b"", b"", data
-    return hashlib.blake2b(kind.encode(*_TEXT) + b"\0" + data, digest_size=16).digest(), data, b""
-
-
-def _loaded(serde: SerializerProtocol, dumped: Sequence[bytes]) -> Any:
-    kind, data = dumped
-    return serde.loads_typed((_text(kind), data))
-
-
-def _joined(*parts: bytes | str) -> bytes:
-    """Return parts as one: each behind its length in bytes, as the scripts read it with ``struct``, but the
-    last one, to which they append what is large.
-    """
-    *heads, last = (part.encode(*_TEXT) if isinstance(part, str) else part for part in parts)
-    return b"".join([*(piece for part in heads for piece in (len(part).to_bytes(4, "big"), part)), last])
-
-
-def _parts(joined: bytes, count: int) -> list[bytes]:
-    parts, at = [], 0
-    for _ in range(count - 1):
-        end = at + 4 + int.from_bytes(joined[at : at + 4], "big")
-        parts.append(joined[at + 4 : end])
-        at = end
-    return [*parts, joined[at:]]
-
-
-def _text(data: bytes) -> str:
-    return data.decode(*_TEXT)
-
-
-def _channel_name(namespace: str, channel: str) -> bytes:
-    return _digest(f"{escaped(namespace)}/{channel}")
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(*_TEXT), digest_size=8).digest()

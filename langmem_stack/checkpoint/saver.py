@@ -21,6 +21,7 @@ from langgraph.store.base import TTLConfig
 from langmem_stack.checkpoint.listing import Listing
 from langmem_stack.checkpoint.records import (
     channel_names,
+    next_version,
     pack_checkpoint,
     pack_values,
     pack_writes,
@@ -31,7 +32,6 @@ from langmem_stack.checkpoint.records import (
     unpack_history,
 )
 from langmem_stack.checkpoint.threads import Thread, threads_of_runs_steps
-from langmem_stack.checkpoint.versions import next_version
 from langmem_stack.errors import InvalidInputError
 from langmem_stack.io.closing import Closing
 from langmem_stack.io.drivers import Connections, arun, run
