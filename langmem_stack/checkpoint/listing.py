@@ -38,7 +38,7 @@ class Listing:
         """Look up what there is; return the first page, as far as that is known already."""
         if self.limit is not None and self.limit <= 0:
             return []
-        until = place_of(before).checkpoint if before else ""
+        until = str(before["configurable"].get("checkpoint_id") or "") if before else ""
         if config is None:
             places = yield from self._everywhere_steps()
         else:
@@ -63,8 +63,9 @@ class Listing:
             return None
         if self.filter:
             places = yield from self._matching_steps(places)
+        places = places[: self.limit]
         page: list[CheckpointTuple] = []
-        for at in range(0, len(places[: self.limit]), _PAGE):
+        for at in range(0, len(places), _PAGE):
             page += yield from self._read_steps(places[at : at + _PAGE])
         return self._counted(page)
 

@@ -149,7 +149,8 @@ def pack_checkpoint(
         for channel, version in versions.items()
         if channel in channels
     }
-    deltas = (channel for channel in known.get(_DELTAS) or () if channel not in channels)
+    # One without a version was never written, and nothing is rebuilt for it.
+    deltas = (one for one in known.get(_DELTAS) or () if one in versions and one not in channels)
     rest = {channel: value for channel, value in channels.items() if channel not in versions}
     run = known.get("run_id")
     entry = "" if run is None else run_entry(run)

@@ -89,6 +89,37 @@ local function channel_of(value) return string.sub(value, 1, 8) end
 
 local function namespace_of(name) return string.match(name, '^[^/]*') end
 
+-- Iterates over a checkpoint and its ancestors.
+local function lineage(name)
+  local seen = {}
+  return function()
+    local at = name
+    local record = at and not seen[at] and unpacked(at)
+    if not record then return nil end
+    seen[at], name = true, record.parent
+    return at, record
+  end
+end
+
+-- A checkpoint, and its ancestors back to those that have the values from which its channels are rebuilt.
+local function rebuilt_from(name)
+  local line, valued, wanted, enough = {}, {}, {}, 1
+  for at, record in lineage(name) do
+    line[#line + 1] = at
+    for _, value in ipairs(record.values) do
+      if wanted[channel_of(value)] then enough = #line end
+      wanted[channel_of(value)] = nil
+      valued[channel_of(value)] = true
+    end
+    for _, channel in ipairs(names_in(record.deltas, 8)) do
+      if not valued[channel] then wanted[channel] = true end
+    end
+  end
+  if next(wanted) then enough = #line end
+  for at = #line, enough + 1, -1 do line[at] = nil end
+  return line
+end
+
 -- A name that ends where an id would begin is that of the newest checkpoint of the namespace.
 local function resolved(name)
   if string.sub(name, -1) ~= '/' then return name end
@@ -240,19 +271,16 @@ return found
 -- channels whose value no nearer one has, and the channels whose value it has, with it.
 local wanted, left = {}, #ARGV - 4
 for at = 5, #ARGV do wanted[ARGV[at]] = true end
-local name = resolved(ARGV[4])
-local record = name and unpacked(name)
+local target = resolved(ARGV[4])
 local found = {}
-while record and left > 0 do
-  name = record.parent
-  record = unpacked(name)
-  if not record then break end
+for name, record in lineage(target) do
+  if left == 0 then break end
   local waiting, seeds = {}, {}
-  for _, write in ipairs(writes_to(name)) do
+  for _, write in ipairs(name ~= target and writes_to(name) or {}) do
     local packed, channel = write_of(write)
     if wanted[channel] then waiting[#waiting + 1] = packed end
   end
-  for _, value in ipairs(record.values) do
+  for _, value in ipairs(name ~= target and record.values or {}) do
     if wanted[channel_of(value)] then
       seeds[#seeds + 1] = channel_of(value)
       seeds[#seeds + 1] = value_of(value)
@@ -283,31 +311,20 @@ return drop(names)
 -- namespace of a subgraph's call goes with the root checkpoint that called it; that of a subgraph with a memory
 -- of its own, which has no task's id in its name, stays. Returns as drop.
 local names = redis.call('ZRANGE', order, 0, -1)
-local kept, dropped = {}, {}
+local newest, kept, dropped = {}, {}, {}
 for at, name in ipairs(names) do
   local namespace = namespace_of(name)
-  local is_newest = at == #names or namespace_of(names[at + 1]) ~= namespace
-  local record = is_newest and unpacked(name)
-  -- The root's namespace is empty and comes first. A call may be here before its root checkpoint.
-  local is_over = record and string.find(namespace, '%3A', 1, true) and not kept[record.root]
-    and redis.call('HEXISTS', checkpoints, record.root) == 1
-  if record and not is_over then
-    kept[name] = true
-    local wanted, left = {}, #record.deltas / 8
-    for from = 1, #record.deltas, 8 do wanted[string.sub(record.deltas, from, from + 7)] = true end
-    while record and left > 0 do
-      local parent = record.parent
-      record = unpacked(parent)
-      if record then
-        kept[parent] = true
-        for _, value in ipairs(record.values) do
-          if wanted[channel_of(value)] then
-            wanted[channel_of(value)] = nil
-            left = left - 1
-          end
-        end
-      end
-    end
+  if at == #names or namespace_of(names[at + 1]) ~= namespace then
+    table.insert(newest, namespace == '' and 1 or #newest + 1, name)  -- the root graph's before those it called
+  end
+end
+for _, name in ipairs(newest) do
+  local root = unpacked(name).root
+  -- A call may be here before its root checkpoint is.
+  local is_over = string.find(namespace_of(name), '%3A', 1, true) and not kept[root]
+    and redis.call('HEXISTS', checkpoints, root) == 1
+  if not is_over then
+    for _, needed in ipairs(rebuilt_from(name)) do kept[needed] = true end
   end
 end
 for _, name in ipairs(names) do
