@@ -332,8 +332,8 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
     def _prune_steps(self, thread_ids: Sequence[str], strategy: str) -> Steps[None]:
         if strategy not in _STRATEGIES:
             raise InvalidInputError(f"strategy must be one of {', '.join(_STRATEGIES)}, not {strategy!r}")
-        for thread_id in map(thread_of, _several("thread_ids", thread_ids)):
-            thread = self._thread(thread_id)
+        threads = [self._thread(thread_of(thread_id)) for thread_id in _several("thread_ids", thread_ids)]
+        for thread in threads:
             yield from thread.prune_steps() if strategy == "keep_latest" else thread.delete_steps()
 
     def _history_steps(

@@ -72,11 +72,8 @@ class Thread:
         return list((yield from self._run("history", name, *channels, ttl=_LEAVE_TTL)))
 
     def delete_steps(self) -> Steps[None]:
-        """Delete the thread. In a Cluster the index first, so that the call can be repeated."""
-        if self.clustered:
-            [entries] = yield from commands(("HKEYS", self.at.keys[-1]))
-            yield from self._leave([part for entry in entries for part in (entry, b"")])
-        yield from self._run("delete", ttl=_LEAVE_TTL)
+        """Delete the thread."""
+        yield from self._forget_entries((yield from self._run("delete", ttl=_LEAVE_TTL)))
 
     def delete_runs_steps(self, runs: Sequence[str]) -> Steps[None]:
         """Delete the checkpoints of runs, by their entries in the index."""
@@ -110,10 +107,11 @@ class Thread:
         the next write does it.
         """
         if due:
-            time = yield from lua(
+            till = yield from lua(
                 LUA["enter"], keys=self._index_keys(due), args=(self.ttl, self.at.thread, "")
             )
-            yield from self._run("note", time, *due)
+            if not (yield from self._run("note", till, *due)):  # the thread has been deleted meanwhile
+                yield from self._leave([part for entry in due for part in (entry, till)])
 
     def _leave(self, ends: Sequence[bytes]) -> Steps[None]:
         if ends:

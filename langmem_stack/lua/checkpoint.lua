@@ -10,6 +10,7 @@ local order, checkpoints, values = KEYS[1], KEYS[2], KEYS[3]
 local writes, pending, known = KEYS[4], KEYS[5], KEYS[6]
 local ttl, thread, index = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local NEVER = 1e15  -- ms; no clock comes there
+local OWED = ''  -- stands for all entries that are
 local NO_VALUE = string.rep('\0', 16)
 
 local function now()
@@ -18,26 +19,26 @@ local function now()
 end
 
 -- The index names a thread for twice its time to live, and anew when half of that is over: so it never forgets
--- one that lives, and forgets the others by itself. Two entries of the same thread never end at the same time.
+-- one that lives, and forgets the others by itself. No two ends are the same.
 local function until_when(time)
-  if ttl == 0 then return NEVER + time end
-  return time + 2 * ttl
+  return string.format('%.0f', ttl == 0 and NEVER + time or time + 2 * ttl)
 end
 
-local function enter(key, time)
-  redis.call('ZADD', key, string.format('%.0f', until_when(time)), thread)
+local function enter(key, till, time)
+  redis.call('ZADD', key, 'GT', till, thread)
   redis.call('ZREMRANGEBYSCORE', key, '-inf', '(' .. string.format('%.0f', time))
   local last = tonumber(redis.call('ZREVRANGE', key, 0, 0, 'WITHSCORES')[2])
   if last >= NEVER then redis.call('PERSIST', key) else redis.call('PEXPIREAT', key, string.format('%.0f', last)) end
 end
 
-local function leave(entries)
-  if index == '' then return end
-  for _, entry in ipairs(entries) do redis.call('ZREM', index .. entry, thread) end
-end
+-- What the thread knows of an entry in the index: until when it is there; 0 while it is only owed; less than 0
+-- while it is to be removed. Only where the index is in other slots is there something in between.
+local function known_of(entry) return tonumber(redis.call('HGET', known, entry) or 0) end
 
-local function note(entries, time)
-  for _, entry in ipairs(entries) do redis.call('HSET', known, entry, string.format('%.0f', until_when(time))) end
+local function note(entries, till)
+  for _, entry in ipairs(entries) do
+    if known_of(entry) < tonumber(till) then redis.call('HSET', known, entry, till) end
+  end
 end
 
 local function expire()
@@ -46,24 +47,35 @@ local function expire()
   end
 end
 
--- Lets the whole thread live on. Returns the entries that the index needs, where it is in other slots.
-local function keep(entries)
-  if ttl < 0 then return {} end
-  local time, due = now(), {}
-  local needed = ttl == 0 and NEVER or time + ttl
-  local function is_due(entry) return tonumber(redis.call('HGET', known, entry) or 0) < needed end
-  for _, entry in ipairs(entries) do
-    if is_due(entry) then due[#due + 1] = entry end
+-- The entries that have to be made, or made anew, for the thread to live on: as long as the index has that of all
+-- threads, it has those that came later.
+local function due_of(entries, needed)
+  local due, asked = {}, {}
+  local function ask(entry)
+    if not asked[entry] and known_of(entry) < needed then due[#due + 1] = entry end
+    asked[entry] = true
   end
-  if is_due('threads') then  -- as long as the index has this one, it has those that came later
+  for _, entry in ipairs(entries) do ask(entry) end
+  if known_of('threads') < needed or redis.call('HEXISTS', known, OWED) == 1 then
     for _, entry in ipairs(redis.call('HKEYS', known)) do
-      if entry ~= 'threads' then due[#due + 1] = entry end
+      if entry ~= OWED and known_of(entry) >= 0 then ask(entry) end
     end
   end
+  return due
+end
+
+-- Lets the whole thread live on. Returns the entries that are owed to an index in other slots.
+local function keep(entries)
+  if ttl < 0 then return {} end
+  local time = now()
+  local due = due_of(entries, ttl == 0 and NEVER or time + ttl)
   if index ~= '' then
-    for _, entry in ipairs(due) do enter(index .. entry, time) end
-    note(due, time)
+    for _, entry in ipairs(due) do enter(index .. entry, until_when(time), time) end
+    note(due, until_when(time))
     due = {}
+  end
+  for _, entry in ipairs(due) do
+    if known_of(entry) <= 0 then redis.call('HSET', known, entry, 0, OWED, 1) end
   end
   expire()
   return due
@@ -179,37 +191,41 @@ local function needed_values()
   return needed
 end
 
--- Deletes checkpoints, their writes, and the values that no other checkpoint has. Returns the entries of runs of
--- which nothing is left, each with its end, where the index is in other slots.
+-- Removes the entries of runs of which nothing is left, or of all, if nothing is left of the thread. Where the index
+-- is in other slots, returns them instead, each with its end.
+local function forget_entries()
+  local used, ends = {}, {}
+  for _, name in ipairs(redis.call('ZRANGE', order, 0, -1)) do used[unpacked(name).run] = true end
+  local is_empty = redis.call('EXISTS', order, pending) == 0
+  if is_empty then redis.call('UNLINK', checkpoints, values, writes) end
+  used.threads, used[OWED] = not is_empty, not is_empty
+  for _, entry in ipairs(redis.call('HKEYS', known)) do
+    local till = string.format('%.0f', math.abs(known_of(entry)))
+    if not used[entry] and (index ~= '' or till == '0' or entry == OWED) then
+      redis.call('ZREM', index .. entry, thread)
+      redis.call('HDEL', known, entry)
+    elseif not used[entry] then
+      redis.call('HSET', known, entry, '-' .. till)
+      ends[#ends + 1] = entry
+      ends[#ends + 1] = till
+    end
+  end
+  return ends
+end
+
+-- Deletes checkpoints, their writes, and the values that no other checkpoint has. Returns as forget_entries.
 local function drop(names)
-  if #names == 0 then return {} end
-  local gone = {}
   for _, name in ipairs(names) do
-    local run = unpacked(name).run
-    if run ~= '' then gone[run] = true end
     redis.call('HDEL', checkpoints, name)
     redis.call('ZREM', order, name)
     for _, write in ipairs(writes_to(name)) do redis.call('HDEL', writes, write) end
     redis.call('HDEL', pending, name)
   end
-  for _, name in ipairs(redis.call('ZRANGE', order, 0, -1)) do gone[unpacked(name).run] = nil end
   local needed = needed_values()
   for _, value in ipairs(redis.call('HKEYS', values)) do
     if not needed[value] then redis.call('HDEL', values, value) end
   end
-  if redis.call('EXISTS', order, pending) == 0 then
-    for _, entry in ipairs(redis.call('HKEYS', known)) do gone[entry] = true end
-  end
-  local entries, ends = {}, {}
-  for entry in pairs(gone) do
-    entries[#entries + 1] = entry
-    ends[#ends + 1] = entry
-    ends[#ends + 1] = redis.call('HGET', known, entry) or '0'
-  end
-  if index == '' then return ends end
-  leave(entries)
-  for _, entry in ipairs(entries) do redis.call('HDEL', known, entry) end
-  return {}
+  return forget_entries()
 end
 
 -- put --
@@ -293,9 +309,9 @@ end
 return found
 
 -- delete --
--- Deletes the thread. Returns how many keys it had.
-leave(redis.call('HKEYS', known))
-return redis.call('UNLINK', order, checkpoints, values, writes, pending, known)
+-- Deletes the thread. Returns as drop.
+redis.call('UNLINK', order, checkpoints, values, writes, pending)
+return forget_entries()
 
 -- delete_runs --
 -- ARGV: entries of runs. Deletes their checkpoints. Returns as drop.
@@ -349,35 +365,36 @@ for at = 9, #ARGV do entries[at - 8] = ARGV[at] end
 return {1, keep(entries)}
 
 -- note --
--- ARGV: a time, then entries that the index has since then.
+-- ARGV: until when the index has entries, and these. Returns whether the thread is still there.
 if redis.call('EXISTS', order, pending) == 0 then return 0 end
 local entries = {}
 for at = 5, #ARGV do entries[at - 4] = ARGV[at] end
-note(entries, tonumber(ARGV[4]))
-local left = redis.call('PTTL', redis.call('EXISTS', order) == 1 and order or pending)
-if left > 0 then redis.call('PEXPIRE', known, left) end
-return #entries
+note(entries, ARGV[4])
+redis.call('HDEL', known, OWED)
+for _, entry in ipairs(redis.call('HKEYS', known)) do
+  if known_of(entry) == 0 then redis.call('HSET', known, OWED, 1) end
+end
+return 1
 
 -- unnote --
--- ARGV: entries, each with the end that it had.
+-- ARGV: entries that the index has no longer, each with the end that it had.
 for at = 4, #ARGV, 2 do
-  if redis.call('HGET', known, ARGV[at]) == ARGV[at + 1] then redis.call('HDEL', known, ARGV[at]) end
+  if redis.call('HGET', known, ARGV[at]) == '-' .. ARGV[at + 1] then redis.call('HDEL', known, ARGV[at]) end
 end
 return 1
 
 -- enter --
--- KEYS: keys of the index. Returns the time.
+-- KEYS: keys of the index. Returns until when they name the thread.
 local time = now()
-for _, key in ipairs(KEYS) do enter(key, time) end
-return string.format('%.0f', time)
+for _, key in ipairs(KEYS) do enter(key, until_when(time), time) end
+return until_when(time)
 
 -- leave --
--- KEYS: keys of the index. ARGV: for each the end that its entry of the thread has, or '' for any.
+-- KEYS: keys of the index. ARGV: for each the end that its entry of the thread has; another one is of a thread
+-- that began anew.
 local left = 0
 for at, key in ipairs(KEYS) do
   local till = redis.call('ZSCORE', key, thread)
-  if till and (ARGV[at + 3] == '' or tonumber(till) == tonumber(ARGV[at + 3])) then
-    left = left + redis.call('ZREM', key, thread)
-  end
+  if till and tonumber(till) == tonumber(ARGV[at + 3]) then left = left + redis.call('ZREM', key, thread) end
 end
 return left
