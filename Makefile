@@ -33,6 +33,7 @@ bench: $(READY) ## The benchmarks (benchmarks/README.md says what each one print
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/store.py --items 20000
 	$(BIN)/python benchmarks/working_memory.py
+	$(BIN)/python benchmarks/checkpointer.py
 	$(BIN)/python benchmarks/fact_survival.py
 
 notebooks: $(READY) ## Run the notebooks and save what they show now

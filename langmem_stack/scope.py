@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 
 from langmem_stack.errors import InvalidInputError
@@ -117,9 +118,11 @@ class CheckpointKeys:
     """What the keys of the index begin with; they share a hash tag that no id gives."""
 
 
+_THREADS = 1000  # whose keys are kept at hand
 _CHECKPOINT_PARTS = ("order", "checkpoints", "values", "writes", "pending", "known")
 
 
+@lru_cache(_THREADS)
 def checkpoint_keys(prefix: str, thread_id: str) -> CheckpointKeys:
     """Return the keys of a thread's checkpoints; different ids never give the same key."""
     base = f"{_session_base(prefix, thread_id)}:checkpoint"

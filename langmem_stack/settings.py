@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from langmem_stack.errors import ConfigurationError
 
 DEFAULT_PREFIX = "langmem"
-CheckpointerPlace: TypeAlias = Literal["redis", "postgres"]
+CheckpointerKind: TypeAlias = Literal["redis", "postgres"]
 
 
 class Settings(BaseSettings):
@@ -43,7 +43,7 @@ class Settings(BaseSettings):
         gt=0,
         description="seconds after its last message in which a conversation leaves Redis; unset: never",
     )
-    checkpointer: CheckpointerPlace = Field(
+    checkpointer: CheckpointerKind = Field(
         default="redis", description="where the state of LangGraph's threads is kept: redis or postgres"
     )
     checkpoint_ttl: float | None = Field(
@@ -57,15 +57,15 @@ class Settings(BaseSettings):
     recall_limit: int = Field(default=8, gt=0, description="memories that a turn recalls, at most")
 
 
-def with_checkpointer(settings: Settings, place: CheckpointerPlace | None) -> Settings:
+def with_checkpointer(settings: Settings, place: CheckpointerKind | None) -> Settings:
     """Return the settings with another place for checkpoints, if one is given.
 
     Raises:
         ConfigurationError: There is no such place, or threads are to expire from PostgreSQL.
     """
     chosen = settings if place is None else settings.model_copy(update={"checkpointer": place})
-    if chosen.checkpointer not in get_args(CheckpointerPlace):
-        raise ConfigurationError(f"checkpointer must be 'redis' or 'postgres', not {place!r}")
+    if chosen.checkpointer not in get_args(CheckpointerKind):
+        raise ConfigurationError(f"checkpointer must be 'redis' or 'postgres', not {chosen.checkpointer!r}")
     if chosen.checkpointer == "postgres" and chosen.checkpoint_ttl is not None:
         raise ConfigurationError(
             f"checkpoint_ttl={chosen.checkpoint_ttl:g} has no effect with checkpointer='postgres', where "

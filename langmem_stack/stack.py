@@ -25,7 +25,7 @@ from langmem_stack.outbox import Outbox
 from langmem_stack.recall import Memory, memories, recall_op
 from langmem_stack.retriever import MemoryRetriever, literal_label
 from langmem_stack.scope import checked_id, thread_name, user_keys
-from langmem_stack.settings import CheckpointerPlace, Settings, read_settings, with_checkpointer
+from langmem_stack.settings import CheckpointerKind, Settings, read_settings, with_checkpointer
 from langmem_stack.store import PgVectorStore
 from langmem_stack.store.namespaces import forget_items_statements
 from langmem_stack.transcript import (
@@ -91,7 +91,7 @@ class MemoryStack(Closing):
         postgres_url: str | None = None,
         data: str | os.PathLike[str] | None = None,
         embeddings: Embeddings | str | None = None,
-        checkpointer: CheckpointerPlace | None = None,
+        checkpointer: CheckpointerKind | None = None,
         settings: Settings | None = None,
     ) -> None:
         """Use two servers, or a directory with embedded ones; see `Settings` for what is not given.
@@ -127,7 +127,7 @@ class MemoryStack(Closing):
         path: str | os.PathLike[str] = "./memory",
         *,
         embeddings: Embeddings | str | None = None,
-        checkpointer: CheckpointerPlace | None = None,
+        checkpointer: CheckpointerKind | None = None,
         settings: Settings | None = None,
     ) -> Self:
         """Use a PostgreSQL and a Redis of its own, whose data lie in a directory.

@@ -111,9 +111,9 @@ class WorkingSession:
         """
         summary, lines, names, waiting = yield from lua(LUA["read"], keys=self._keys(), args=(limit or 0,))
         with self._corrupt(self.keys.summary):
-            text = summary.decode() if isinstance(summary, bytes) else summary
+            text = summary.decode()
         with self._corrupt(self.keys.ids):
-            ids = [unescaped(name.decode() if isinstance(name, bytes) else name) for name in reversed(names)]
+            ids = [unescaped(name.decode()) for name in reversed(names)]
         return Running(
             text,
             self._decoded(lines),

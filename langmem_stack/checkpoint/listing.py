@@ -14,7 +14,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langmem_stack.checkpoint.records import Place, place_of, unpack_checkpoint, unpack_metadata
 from langmem_stack.checkpoint.threads import Thread, threads_steps
 from langmem_stack.io.steps import Steps
-from langmem_stack.scope import escaped, unescaped
+from langmem_stack.scope import escaped
 
 _PAGE = 20  # checkpoints that are read at once: each may be large
 _RECORDS = 200  # checkpoints whose metadata are read at once
@@ -30,7 +30,7 @@ class Listing:
     filter: Mapping[str, Any]
     """What the metadata have to hold."""
     limit: int | None
-    _waiting: Iterator[Place] = field(default_factory=lambda: iter(()))
+    _waiting: Iterator[Place] = field(init=False, default_factory=lambda: iter(()))
 
     def begin_steps(
         self, config: RunnableConfig | None, before: RunnableConfig | None
@@ -39,14 +39,13 @@ class Listing:
         if self.limit is not None and self.limit <= 0:
             return []
         until = str(before["configurable"].get("checkpoint_id") or "") if before else ""
-        if config is None:
+        if not config:
             places = yield from self._everywhere_steps()
         else:
             place, scope = place_of(config), config["configurable"]
             if scope.get("checkpoint_ns") is not None and not place.checkpoint:
                 return (yield from self._namespace_steps(place, until))
-            names, _ = yield from self.thread(place.thread).list_steps("+", "-", limit=None, whole=0)
-            places = [place.named(name) for name in names]
+            places = yield from self._thread_steps(place.thread)
             places = [one for one in places if not place.checkpoint or one.checkpoint == place.checkpoint]
             if scope.get("checkpoint_ns") is not None:
                 places = [one for one in places if one.namespace == place.namespace]
@@ -71,18 +70,23 @@ class Listing:
 
     def _everywhere_steps(self) -> Steps[list[Place]]:
         places = []
-        for escaped_id in (yield from threads_steps(self.index)):
-            thread = Place(unescaped(escaped_id), "", "")
-            names, _ = yield from self.thread(thread.thread).list_steps("+", "-", limit=None, whole=0)
-            places += [thread.named(name) for name in names]
+        for thread_id in (yield from threads_steps(self.index)):
+            places += yield from self._thread_steps(thread_id)
         return places
+
+    def _thread_steps(self, thread_id: str) -> Steps[list[Place]]:
+        names, _ = yield from self.thread(thread_id).list_steps("+", "-", limit=None, whole_count=0)
+        return [Place(thread_id, "", "").named(name) for name in names]
 
     def _namespace_steps(self, place: Place, until: str) -> Steps[list[CheckpointTuple]]:
         namespace = escaped(place.namespace)
-        highest = f"({namespace}/{escaped(until)}" if until else f"({namespace}0"  # what comes after '/'
-        whole = 0 if self.filter else min(_PAGE, _PAGE if self.limit is None else self.limit)
+        after = f"{namespace}/{escaped(until)}" if until else f"{namespace}0"  # '0' follows '/'
+        whole_count = 0 if self.filter else min(_PAGE, self.limit or _PAGE)
         names, found = yield from self.thread(place.thread).list_steps(
-            highest, f"[{namespace}/", limit=None if self.filter else self.limit, whole=whole
+            f"({after}",
+            f"[{namespace}/",
+            limit=None if self.filter else self.limit,
+            whole_count=whole_count,
         )
         self._waiting = (place.named(name) for name in names[len(found) :])
         return self._counted([unpack_checkpoint(self.serde, place, one) for one in found])

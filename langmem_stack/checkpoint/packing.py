@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 from langgraph.checkpoint.base import ChannelVersions, Checkpoint
@@ -12,6 +13,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langmem_stack.scope import escaped
 
 _TEXT = ("utf-8", "surrogatepass")
+_CHANNELS = 10_000  # whose digests are kept at hand
 _LARGE = 1_000  # bytes
 _VERSIONS = "versions"  # where a stored checkpoint has them
 
@@ -39,8 +41,12 @@ def join(*parts: bytes | str) -> bytes:
     """Return parts as one: each behind its length in bytes, as ``struct`` reads it in Lua, but for the last
     one, to which a script appends what is large.
     """
-    *heads, last = (part.encode(*_TEXT) if isinstance(part, str) else part for part in parts)
-    return b"".join([*(piece for part in heads for piece in (len(part).to_bytes(4, "big"), part)), last])
+    pieces: list[bytes] = []
+    for part in parts:
+        data = part.encode(*_TEXT) if isinstance(part, str) else part
+        pieces += (len(data).to_bytes(4, "big"), data)
+    del pieces[-2]
+    return b"".join(pieces)
 
 
 def split(joined: bytes, count: int) -> list[bytes]:
@@ -58,6 +64,7 @@ def text(part: bytes) -> str:
     return part.decode(*_TEXT)
 
 
+@lru_cache(_CHANNELS)
 def channel_digest(namespace: str, channel: str) -> bytes:
     """Return the 8 bytes by which the scripts know a channel of a namespace."""
     return digest(f"{escaped(namespace)}/{channel}")
@@ -69,22 +76,22 @@ def digest(name: str) -> bytes:
 
 
 def with_versions_once(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return a checkpoint with its versions in a list, and their places there instead of them.
+    """Return a checkpoint with its versions in a list, and their positions in it instead of them.
 
     Each node has seen some version of each of its channels. These are long and few, and would be most of a
     small checkpoint.
     """
-    places: dict[tuple[type, Any], int] = {}
+    positions: dict[tuple[type, Any], int] = {}
 
-    def placed(versions: ChannelVersions) -> dict[str, int]:
+    def numbered(versions: ChannelVersions) -> dict[str, int]:
         return {
-            channel: places.setdefault((type(version), version), len(places))
+            channel: positions.setdefault((type(version), version), len(positions))
             for channel, version in versions.items()
         }
 
-    channels = placed(checkpoint["channel_versions"])
-    seen = {node: placed(versions) for node, versions in checkpoint["versions_seen"].items()}
-    versions = [version for _, version in places]
+    channels = numbered(checkpoint["channel_versions"])
+    seen = {node: numbered(versions) for node, versions in checkpoint["versions_seen"].items()}
+    versions = [version for _, version in positions]
     return {**checkpoint, "channel_versions": channels, "versions_seen": seen, _VERSIONS: versions}
 
 
@@ -92,9 +99,9 @@ def with_versions_spread(stored: dict[str, Any]) -> Checkpoint:
     """Undo `with_versions_once`."""
     versions = stored.pop(_VERSIONS)
 
-    def spread(places: Mapping[str, int]) -> ChannelVersions:
-        return {channel: versions[place] for channel, place in places.items()}
+    def spread(positions: Mapping[str, int]) -> ChannelVersions:
+        return {channel: versions[position] for channel, position in positions.items()}
 
     channels = spread(stored["channel_versions"])
-    seen = {node: spread(places) for node, places in stored["versions_seen"].items()}
+    seen = {node: spread(positions) for node, positions in stored["versions_seen"].items()}
     return cast("Checkpoint", {**stored, "channel_versions": channels, "versions_seen": seen})

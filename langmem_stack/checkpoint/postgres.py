@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Se
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import psycopg
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     BaseCheckpointSaver,
@@ -22,10 +23,12 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from langmem_stack.checkpoint.records import next_version
+from langmem_stack.errors import StorageUnavailableError
 from langmem_stack.io.postgres import Postgres
+from langmem_stack.io.steps import Row
 
 _LOCK = 0x6C616E6763686B  # "langchk": the advisory lock that setup() takes
-_ASKS_AGAIN = 0.05  # seconds
+_ASKS_AGAIN, _WAITS = 0.05, 60.0  # seconds
 
 
 class PostgresCheckpointer(BaseCheckpointSaver[str]):
@@ -34,7 +37,8 @@ class PostgresCheckpointer(BaseCheckpointSaver[str]):
 
     Tables, SQL and what they can't do are theirs: `delete_for_runs` and `copy_thread` raise
     NotImplementedError, and `prune` refuses threads that use a ``DeltaChannel``. They bind to a
-    connection's lock or a loop, so each call makes one, which costs microseconds.
+    connection's lock or a loop, so each call makes one, which costs microseconds. They don't try again when
+    a connection has died: after a restart of PostgreSQL calls may fail until each idle one has been noticed.
     """
 
     def __init__(self, postgres: Postgres, *, serde: SerializerProtocol | None = None) -> None:
@@ -46,11 +50,14 @@ class PostgresCheckpointer(BaseCheckpointSaver[str]):
         """Create or migrate upstream's tables; safe to repeat, and to run from several processes at once.
 
         Upstream builds indexes concurrently, for which PostgreSQL waits until no statement is running that
-        began before, such as one that waits for a lock. So this one is asked for again and again.
+        began before, such as one that waits for a lock. So this one is asked for again and again. It belongs
+        to a session: connect past a pgbouncer in transaction mode.
+
+        Raises:
+            StorageUnavailableError: Another process has been at it for a minute.
         """
         with self._postgres.errors(), self._postgres.pool().connection() as connection:
-            while not _first(connection.execute("SELECT pg_try_advisory_lock(%s) AS taken", [_LOCK])):
-                time.sleep(_ASKS_AGAIN)
+            _take_lock(connection)
             try:
                 PostgresSaver(connection).setup()
             finally:
@@ -80,7 +87,8 @@ class PostgresCheckpointer(BaseCheckpointSaver[str]):
     ) -> Iterator[CheckpointTuple]:
         """Yield checkpoints, the newest first."""
         with self._saver() as saver:
-            yield from saver.list(config, filter=filter, before=before, limit=limit)
+            found = [*saver.list(config, filter=filter, before=before, limit=limit)]
+        yield from found  # without a connection, however long the caller takes
 
     async def alist(
         self,
@@ -92,8 +100,10 @@ class PostgresCheckpointer(BaseCheckpointSaver[str]):
     ) -> AsyncIterator[CheckpointTuple]:
         """As `list`."""
         async with self._asaver() as saver:
-            async for found in saver.alist(config, filter=filter, before=before, limit=limit):
-                yield found
+            page = saver.alist(config, filter=filter, before=before, limit=limit)
+            found = [one async for one in page]
+        for one in found:
+            yield one
 
     def put(
         self,
@@ -180,5 +190,15 @@ class PostgresCheckpointer(BaseCheckpointSaver[str]):
             yield AsyncPostgresSaver(await self._postgres.apool(), serde=self.serde)
 
 
-def _first(cursor: Any) -> bool:
-    return bool(cursor.fetchone()["taken"])
+def _take_lock(connection: psycopg.Connection[Row]) -> None:
+    given_up = time.monotonic() + _WAITS
+    while True:
+        row = connection.execute("SELECT pg_try_advisory_lock(%s) AS taken", [_LOCK]).fetchone()
+        if row and row["taken"]:
+            return
+        if time.monotonic() > given_up:
+            raise StorageUnavailableError(
+                f"another process has been setting up the checkpoint tables for {_WAITS:g} s (advisory lock "
+                f"{_LOCK}); try again, and past a pgbouncer in transaction mode"
+            )
+        time.sleep(_ASKS_AGAIN)

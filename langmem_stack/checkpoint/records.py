@@ -156,7 +156,9 @@ def pack_checkpoint(
     entry = "" if run is None else run_entry(run)
     record = (
         parent.name if parent.checkpoint else "",
-        b"".join(names.get(channel, _NO_VALUE) for channel in versions),
+        b"".join(
+            names.get(channel, _NO_VALUE) for channel in sorted(versions)
+        ),  # whatever order the serializer keeps
         b"".join(channel_digest(place.namespace, channel) for channel in deltas),
         entry,
         _root_name(place, known),
@@ -195,7 +197,7 @@ def unpack_checkpoint(serde: SerializerProtocol, thread: Place, found: Sequence[
     parent, names, _, _, _, *dumps = split(packed, 9)
     checkpoint: Checkpoint = with_versions_spread(load(serde, dumps[:2]))
     channels = dict(checkpoint["channel_values"])
-    for at, (channel, value) in enumerate(zip(checkpoint["channel_versions"], values, strict=True)):
+    for at, (channel, value) in enumerate(zip(sorted(checkpoint["channel_versions"]), values, strict=True)):
         if value:
             channels[channel] = load(serde, split(value, 3)[1:])
         elif names[at * 16 : at * 16 + 16] != _NO_VALUE:

@@ -38,7 +38,7 @@ from langmem_stack.io.drivers import Connections, arun, run
 from langmem_stack.io.redis import Redis
 from langmem_stack.io.redis_clients import Client
 from langmem_stack.io.steps import Steps
-from langmem_stack.scope import checkpoint_index, checkpoint_keys, unescaped
+from langmem_stack.scope import checkpoint_index, checkpoint_keys
 from langmem_stack.settings import DEFAULT_PREFIX
 from langmem_stack.ttl import checked_ttl_config
 
@@ -300,7 +300,8 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
     ) -> Steps[RunnableConfig]:
         packed = pack_checkpoint(self.serde, config, checkpoint, metadata, new_versions)
         thread, pack = self._thread(packed.place.thread), partial(pack_values, self.serde, packed)
-        if (yield from thread.put_steps(packed, [*pack(packed.new)])):
+        if not (yield from thread.put_steps(packed, [*pack(packed.new)])):
+            # The thread has expired meanwhile, or is another one.
             yield from thread.put_steps(packed, [*pack(packed.values)])
         return packed.place.config
 
@@ -318,15 +319,15 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
         entries = [run_entry(run_id) for run_id in _several("run_ids", run_ids)]
         if not entries:
             return
-        for name in (yield from threads_of_runs_steps(self._index, entries)):
-            yield from self._thread(unescaped(name)).delete_runs_steps(entries)
+        for thread_id in (yield from threads_of_runs_steps(self._index, entries)):
+            yield from self._thread(thread_id).delete_runs_steps(entries)
 
     def _copy_steps(self, source: str, target: str) -> Steps[None]:
-        dumps, entries = yield from self._thread(thread_of(source)).dump_steps()
-        if dumps and not (yield from self._thread(thread_of(target)).restore_steps(dumps, entries)):
+        dumps = yield from self._thread(thread_of(source)).dump_steps()
+        if dumps and not (yield from self._thread(thread_of(target)).restore_steps(dumps)):
             raise InvalidInputError(
-                f"thread {target!r} has checkpoints, and was not overwritten with those of {source!r}; "
-                "delete it first, or copy to another"
+                f"thread {target!r} is not empty, and was not overwritten with {source!r}; delete it first, "
+                "or copy to another"
             )
 
     def _prune_steps(self, thread_ids: Sequence[str], strategy: str) -> Steps[None]:

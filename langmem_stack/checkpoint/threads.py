@@ -14,7 +14,7 @@ from typing import Any
 from langmem_stack.checkpoint.records import Packed
 from langmem_stack.io.steps import Steps, commands, lua
 from langmem_stack.lua import load
-from langmem_stack.scope import CheckpointKeys
+from langmem_stack.scope import CheckpointKeys, unescaped
 
 LUA = load("checkpoint")
 _LEAVE_TTL = -1
@@ -32,21 +32,21 @@ class Thread:
     clustered: bool
     """Whether the index is in another slot of a Cluster."""
 
-    def put_steps(self, packed: Packed, values: Sequence[bytes]) -> Steps[list[bytes]]:
+    def put_steps(self, packed: Packed, values: Sequence[bytes]) -> Steps[bool]:
         """Store a checkpoint with values, each behind its name.
 
         Returns:
-            The names of values that it refers to, and that are neither there nor passed: nothing was stored
-            then. The thread may have expired while its graph was running.
+            Whether that was done; False, and nothing has changed, when it refers to a value that is neither
+            there nor passed.
         """
         args: tuple[bytes | str | int, ...] = (packed.place.name, packed.record, packed.run, *values)
-        missing, due = yield from self._run("put", *args)
+        stored, due = yield from self._run("put", *args, ttl=self.ttl)
         yield from self._enter(due)
-        return list(missing)
+        return bool(stored)
 
     def put_writes_steps(self, writes: Sequence[bytes | str | int]) -> Steps[None]:
         """Store pending writes; their checkpoint may come later."""
-        yield from self._enter((yield from self._run("put_writes", *writes)))
+        yield from self._enter((yield from self._run("put_writes", *writes, ttl=self.ttl)))
 
     def get_steps(self, names: Sequence[str]) -> Steps[list[Any]]:
         """Return checkpoints by their names, or the newest of namespaces, as far as they are there."""
@@ -56,62 +56,63 @@ class Thread:
         return [one for one in found if one]
 
     def list_steps(
-        self, highest: str, lowest: str, *, limit: int | None, whole: int
+        self, highest: str, lowest: str, *, limit: int | None, whole_count: int
     ) -> Steps[tuple[list[str], list[Any]]]:
         """Return the names between two, the newest of a namespace first, and the first checkpoints whole."""
-        args = (highest, lowest, -1 if limit is None else limit, whole)
-        names, found = yield from self._run("list", *args, ttl=_LEAVE_TTL)
+        args = (highest, lowest, -1 if limit is None else limit, whole_count)
+        names, found = yield from self._run("list", *args)
         return [name.decode() for name in names], found
 
     def records_steps(self, names: Sequence[str]) -> Steps[list[bytes | None]]:
         """Return what checkpoints are, without their values and writes."""
-        return list((yield from self._run("records", *names, ttl=_LEAVE_TTL)))
+        return list((yield from self._run("records", *names)))
 
     def history_steps(self, name: str, channels: Sequence[bytes]) -> Steps[list[Any]]:
         """Return what the ancestors of a checkpoint wrote to channels, the nearest ancestor first."""
-        return list((yield from self._run("history", name, *channels, ttl=_LEAVE_TTL)))
+        return list((yield from self._run("history", name, *channels)))
 
     def delete_steps(self) -> Steps[None]:
         """Delete the thread."""
-        yield from self._forget_entries((yield from self._run("delete", ttl=_LEAVE_TTL)))
+        yield from self._forget_entries((yield from self._run("delete")))
 
     def delete_runs_steps(self, runs: Sequence[str]) -> Steps[None]:
         """Delete the checkpoints of runs, by their entries in the index."""
-        yield from self._forget_entries((yield from self._run("delete_runs", *runs, ttl=_LEAVE_TTL)))
+        yield from self._forget_entries((yield from self._run("delete_runs", *runs)))
 
     def prune_steps(self) -> Steps[None]:
         """Delete all but the newest checkpoint of each namespace and what that is rebuilt from."""
-        yield from self._forget_entries((yield from self._run("prune", ttl=_LEAVE_TTL)))
+        yield from self._forget_entries((yield from self._run("prune")))
 
-    def dump_steps(self) -> Steps[tuple[list[bytes], list[bytes]]]:
-        """Return the thread as Redis dumps it, and its entries in the index; empty if there is none."""
-        dumps, entries = yield from self._run("dump", ttl=_LEAVE_TTL)
-        return (dumps, entries) if any(dumps) else ([], [])
+    def dump_steps(self) -> Steps[list[bytes]]:
+        """Return the thread as Redis dumps it; nothing if there is none."""
+        dumps = yield from self._run("dump")
+        return dumps if any(dumps) else []
 
-    def restore_steps(self, dumps: Sequence[bytes], entries: Sequence[bytes]) -> Steps[bool]:
+    def restore_steps(self, dumps: Sequence[bytes]) -> Steps[bool]:
         """Put what was dumped into this thread; return whether it was empty, as it has to be."""
-        done, due = yield from self._run("restore", *dumps, *entries)
+        done, due = yield from self._run("restore", *dumps, ttl=self.ttl)
         yield from self._enter(due)
         return bool(done)
 
-    def _run(self, script: str, *args: bytes | str | int, ttl: int | None = None) -> Steps[Any]:
+    def _run(self, script: str, *args: bytes | str | int, ttl: int = _LEAVE_TTL) -> Steps[Any]:
         index = "" if self.clustered else self.at.index
-        head = (self.ttl if ttl is None else ttl, self.at.thread, index)
+        head = (ttl, self.at.thread, index)
         return (yield from lua(LUA[script], keys=self.at.keys, args=(*head, *args)))
 
     def _index_keys(self, entries: Sequence[bytes]) -> list[str]:
         return [f"{self.at.index}{entry.decode()}" for entry in entries]
 
     def _enter(self, due: Sequence[bytes]) -> Steps[None]:
-        """Name the thread in an index that is in another slot. The data are there by now: if this fails,
-        the next write does it.
+        """Name the thread in an index in another slot, under the entries that are due.
+
+        The data are there by now: if this fails, the next write does it.
         """
         if due:
-            till = yield from lua(
-                LUA["enter"], keys=self._index_keys(due), args=(self.ttl, self.at.thread, "")
-            )
-            if not (yield from self._run("note", till, *due)):  # the thread has been deleted meanwhile
-                yield from self._leave([part for entry in due for part in (entry, till)])
+            args = (self.ttl, self.at.thread, "")
+            ends = yield from lua(LUA["enter"], keys=self._index_keys(due), args=args)
+            entries = [part for pair in zip(due, ends, strict=True) for part in pair]
+            if not (yield from self._run("note", *entries)):  # the thread has been deleted meanwhile
+                yield from self._leave(entries)
 
     def _leave(self, ends: Sequence[bytes]) -> Steps[None]:
         if ends:
@@ -122,16 +123,16 @@ class Thread:
         """Remove from an index in another slot what has ended, unless it began anew meanwhile."""
         if ends:
             yield from self._leave(ends)
-            yield from self._run("unnote", *ends, ttl=_LEAVE_TTL)
+            yield from self._run("unnote", *ends)
 
 
 def threads_steps(index: str) -> Steps[list[str]]:
-    """Return the names of all threads."""
+    """Return the ids of all threads."""
     [names] = yield from commands(("ZRANGE", f"{index}threads", 0, -1))
-    return [name.decode() for name in names]
+    return [unescaped(name.decode()) for name in names]
 
 
 def threads_of_runs_steps(index: str, runs: Sequence[str]) -> Steps[list[str]]:
-    """Return the names of the threads in which runs, by their entries in the index, have checkpoints."""
+    """Return the ids of the threads in which runs, by their entries in the index, have checkpoints."""
     found = yield from commands(*(("ZRANGE", f"{index}{run}", 0, -1) for run in runs))
-    return list(dict.fromkeys(name.decode() for names in found for name in names))
+    return list(dict.fromkeys(unescaped(name.decode()) for names in found for name in names))

@@ -264,7 +264,10 @@ class Postgres:
         except PoolClosed as error:
             raise ClosedError(self._closed_message) from error
         except PoolTimeout as error:
-            raise StorageUnavailableError(f"PostgreSQL at {self.address!r} went away: {error}") from error
+            raise StorageUnavailableError(
+                f"no connection to PostgreSQL at {self.address!r} in {self._config['timeout']:g} s: "
+                f"it is away, or all {self._config['max_size']} are in use"
+            ) from error
         except (
             pg_errors.UndefinedTable,
             pg_errors.InvalidSchemaName,

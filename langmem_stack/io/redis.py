@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from functools import cache
 from typing import Any
 
@@ -36,6 +35,8 @@ _BYTES = {NEVER_DECODE: True}  # also from a client of the user's that decodes w
 # just been given, and before version 6 changes a list while others read it.
 _CUT_OFF = (AttributeError, OSError, RuntimeError, ValueError)
 _CHANGED = "changed size during iteration"
+_EVICTED = re.compile(r"EVICTED (\S+)")  # as a script says it
+_FAILURES = (redis_errors.RedisError, redis_errors.RedisClusterException, *_CUT_OFF)
 
 
 class Redis:
@@ -53,7 +54,7 @@ class Redis:
 
     def execute(self, request: Commands | Script) -> Any:
         """Run commands as one step and return a reply for each, or run a script."""
-        with self._errors(request):
+        try:
             client = self._clients.plain()
             if isinstance(request, Commands) and len(request.commands) == 1:
                 return [client.execute_command(*request.commands[0], **_BYTES)]
@@ -63,10 +64,14 @@ class Redis:
                 return client.execute_command("EVALSHA", digest, *arguments, **_BYTES)
             except redis_errors.NoScriptError:
                 return client.execute_command("EVAL", script.source, *arguments, **_BYTES)
+        except _FAILURES as error:
+            if (ours := self._error(error, request)) is error:
+                raise
+            raise ours from error
 
     async def aexecute(self, request: Commands | Script) -> Any:
         """As `execute`, on the running loop's own client."""
-        with self._errors(request):
+        try:
             client = await self._clients.running()
             if client is None:
                 return await asyncio.to_thread(self.execute, request)
@@ -78,6 +83,10 @@ class Redis:
                 return await client.execute_command("EVALSHA", digest, *arguments, **_BYTES)
             except redis_errors.NoScriptError:
                 return await client.execute_command("EVAL", script.source, *arguments, **_BYTES)
+        except _FAILURES as error:
+            if (ours := self._error(error, request)) is error:
+                raise
+            raise ours from error
 
     def close(self) -> None:
         """Close the connections that were opened here, for good."""
@@ -87,49 +96,48 @@ class Redis:
         """As `close`, from async code."""
         await self._clients.aclose()
 
-    @contextmanager
-    def _errors(self, request: Commands | Script) -> Iterator[None]:
-        try:
-            yield
-        except UnicodeDecodeError as error:
-            raise CorruptDataError(
-                f"a key of {_keys(request)} in Redis at {self.address!r} holds bytes that the client "
-                "can't decode: langmem_stack did not write them"
-            ) from error
-        except (redis_errors.RedisError, redis_errors.RedisClusterException) as error:
-            if "Cluster mode is not enabled" in str(error):
-                raise StorageError(
-                    f"Redis at {self.address!r} is no node of a Cluster, or forbids CLUSTER SLOTS; write the "
-                    "URL of a single server as redis://..."
-                ) from error
-            if _is_away(error):
-                raise StorageUnavailableError(
-                    f"Redis at {self.address!r} did not answer: {error}; 'langmem-stack doctor' tells more"
-                ) from error
-            if _takes_no_writes(error):
-                raise StorageUnavailableError(
-                    f"Redis at {self.address!r} takes no writes: {error}; give it memory or disk, mend its "
-                    "replicas, or name its primary"
-                ) from error
-            if isinstance(error, redis_errors.MovedError) or str(error).startswith("MOVED "):
-                raise StorageError(
-                    f"Redis at {self.address!r} is a node of a Cluster; write its URL as redis+cluster://..."
-                ) from error
-            if "WRONGTYPE" in str(error):
-                raise CorruptDataError(
-                    f"a key of {_keys(request)} in Redis at {self.address!r} holds another type of "
-                    "value than ours: another program uses this name; choose another prefix"
-                ) from error
-            raise StorageError(f"Redis at {self.address!r} refused: {error}") from error
-        except _CUT_OFF as error:
-            if not self._clients.is_cluster or (
-                isinstance(error, RuntimeError) and _CHANGED not in str(error)
-            ):
-                raise
-            raise StorageUnavailableError(
-                f"Redis at {self.address!r} did not answer: a node went away and its connections were closed "
-                f"({error!r})"
-            ) from error
+    def _error(self, error: Exception, request: Commands | Script) -> Exception:
+        """Return what to raise for what redis-py raised."""
+        where = f"Redis at {self.address!r}"
+        if isinstance(error, _CUT_OFF):
+            has_changed = not isinstance(error, RuntimeError) or _CHANGED in str(error)
+            if not (self._clients.is_cluster and has_changed):
+                return error
+            return StorageUnavailableError(
+                f"{where} did not answer: a node went away and its connections were closed ({error!r})"
+            )
+        if "Cluster mode is not enabled" in str(error):
+            return StorageError(
+                f"{where} is no node of a Cluster, or forbids CLUSTER SLOTS; write the URL of a single "
+                "server as redis://..."
+            )
+        if _is_away(error):
+            return StorageUnavailableError(
+                f"{where} did not answer: {error}; 'langmem-stack doctor' tells more"
+            )
+        if isinstance(error, redis_errors.MovedError) or str(error).startswith("MOVED "):
+            return StorageError(f"{where} is a node of a Cluster; write its URL as redis+cluster://...")
+        return _refusal(error, where, _keys(request))
+
+
+def _refusal(error: Exception, where: str, keys: list[str]) -> Exception:
+    """Return what to raise for an error that the server answered with."""
+    if _takes_no_writes(error):
+        return StorageUnavailableError(
+            f"{where} takes no writes: {error}; give it memory or disk, mend its replicas, or name its "
+            "primary"
+        )
+    if evicted := _EVICTED.search(str(error)):
+        return CorruptDataError(
+            f"the key {evicted[1]!r} of a thread is lost, since {where} has evicted it; set maxmemory-policy "
+            "noeviction, and delete the thread"
+        )
+    if "WRONGTYPE" in str(error):
+        return CorruptDataError(
+            f"a key of {keys} in {where} holds another type of value than ours: another program uses this "
+            "name; choose another prefix"
+        )
+    return StorageError(f"{where} refused: {error}")
 
 
 def _is_away(error: Exception) -> bool:

@@ -1,9 +1,12 @@
--- The checkpoints of a thread. KEYS, all in the thread's slot: a sorted set of the names of its checkpoints
--- (all scores 0, so that they lie in the order of namespace and id), a hash of what each is, a hash of the
--- values of channels, which checkpoints share, and of whatever is large, a hash of pending writes, a hash that says for each checkpoint
--- which these are, and one of what the index knows of the thread, until when.
--- ARGV begins with: the time to live in ms, 0 for none, -1 to leave it; the thread's name in the index; what the
--- keys of the index begin with, or '' in a Cluster, where these are in other slots and scripts of their own.
+-- The checkpoints of a thread. KEYS, all in the thread's slot:
+--   order        sorted set: names of checkpoints, all scores 0, so in the order of namespace and id
+--   checkpoints  hash: what each is
+--   values       hash: values of channels, which checkpoints share, and whatever is large
+--   writes       hash: pending writes
+--   pending      hash: for each checkpoint, the names of its writes
+--   known        hash: what the index knows of the thread, until when
+-- ARGV begins with: the time to live in ms, 0 for none, -1 to leave it; the thread's name in the index; and what
+-- the keys of the index begin with, or '' in a Cluster, where they are in other slots.
 
 -- shared --
 local order, checkpoints, values = KEYS[1], KEYS[2], KEYS[3]
@@ -11,7 +14,23 @@ local writes, pending, known = KEYS[4], KEYS[5], KEYS[6]
 local ttl, thread, index = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local NEVER = 1e15  -- ms; no clock comes there
 local OWED = ''  -- stands for all entries that are
-local NO_VALUE = string.rep('\0', 16)
+local VALUE_NAME, CHANNEL_NAME, WRITE_NAME = 16, 8, 20  -- bytes, as Python makes them
+local NO_VALUE = string.rep('\0', VALUE_NAME)
+
+-- Redis evicts whole keys. Of these pairs a thread has both or neither.
+local function check_pairs()
+  for _, pair in ipairs({{order, checkpoints}, {pending, writes}}) do
+    if redis.call('EXISTS', pair[1], pair[2]) == 1 then
+      error('EVICTED ' .. (redis.call('EXISTS', pair[1]) == 0 and pair[1] or pair[2]))
+    end
+  end
+end
+
+-- This fails, before anything is written, if a key holds something foreign.
+local function check_types()
+  redis.call('ZCARD', order)
+  for key = 2, 6 do redis.call('HLEN', KEYS[key]) end
+end
 
 local function now()
   local time = redis.call('TIME')
@@ -19,7 +38,7 @@ local function now()
 end
 
 -- The index names a thread for twice its time to live, and anew when half of that is over: so it never forgets
--- one that lives, and forgets the others by itself. No two ends are the same.
+-- one that lives, and forgets the others by itself. An end tells an entry of a thread from a later one.
 local function until_when(time)
   return string.format('%.0f', ttl == 0 and NEVER + time or time + 2 * ttl)
 end
@@ -29,49 +48,47 @@ local function enter(key, till, time)
   redis.call('ZREMRANGEBYSCORE', key, '-inf', '(' .. string.format('%.0f', time))
   local last = tonumber(redis.call('ZREVRANGE', key, 0, 0, 'WITHSCORES')[2])
   if last >= NEVER then redis.call('PERSIST', key) else redis.call('PEXPIREAT', key, string.format('%.0f', last)) end
+  return string.format('%.0f', redis.call('ZSCORE', key, thread))
 end
 
 -- What the thread knows of an entry in the index: until when it is there; 0 while it is only owed; less than 0
--- while it is to be removed. Only where the index is in other slots is there something in between.
+-- while it is to be removed. The last two are there only where the index is in other slots.
 local function known_of(entry) return tonumber(redis.call('HGET', known, entry) or 0) end
 
-local function note(entries, till)
-  for _, entry in ipairs(entries) do
-    if known_of(entry) < tonumber(till) then redis.call('HSET', known, entry, till) end
-  end
+local function note(entry, till)
+  if known_of(entry) < tonumber(till) then redis.call('HSET', known, entry, till) end
 end
 
 local function expire()
+  if ttl == 0 and redis.call('PTTL', order) == -1 then return end  -- as it is in most calls: nothing expires
   for key = 1, 6 do
     if ttl > 0 then redis.call('PEXPIRE', KEYS[key], ttl) else redis.call('PERSIST', KEYS[key]) end
   end
 end
 
--- The entries that have to be made, or made anew, for the thread to live on: as long as the index has that of all
--- threads, it has those that came later.
-local function due_of(entries, needed)
-  local due, asked = {}, {}
-  local function ask(entry)
-    if not asked[entry] and known_of(entry) < needed then due[#due + 1] = entry end
-    asked[entry] = true
-  end
-  for _, entry in ipairs(entries) do ask(entry) end
-  if known_of('threads') < needed or redis.call('HEXISTS', known, OWED) == 1 then
+-- The entries that have to be made, or made anew, for the thread to live on. With that among all threads all are
+-- made anew: so none ends before it does, and it alone says when.
+local function due_of(run, needed)
+  local due, all = {}, known_of('threads') < needed
+  if all then due[1] = 'threads' end
+  if run ~= '' and (all or known_of(run) < needed) then due[#due + 1] = run end
+  if all or index == '' and redis.call('HEXISTS', known, OWED) == 1 then
     for _, entry in ipairs(redis.call('HKEYS', known)) do
-      if entry ~= OWED and known_of(entry) >= 0 then ask(entry) end
+      local till = known_of(entry)
+      local is_other = entry ~= OWED and entry ~= 'threads' and entry ~= run
+      if is_other and till >= 0 and (all or till < needed) then due[#due + 1] = entry end
     end
   end
   return due
 end
 
--- Lets the whole thread live on. Returns the entries that are owed to an index in other slots.
-local function keep(entries)
+-- Lets the whole thread live on, and be found by a run. Returns the entries owed to an index in other slots.
+local function keep(run)
   if ttl < 0 then return {} end
-  local time = now()
-  local due = due_of(entries, ttl == 0 and NEVER or time + ttl)
-  if index ~= '' then
-    for _, entry in ipairs(due) do enter(index .. entry, until_when(time), time) end
-    note(due, until_when(time))
+  local due = due_of(run, ttl == 0 and NEVER or now() + ttl)
+  if #due > 0 and index ~= '' then
+    local time = now()
+    for _, entry in ipairs(due) do note(entry, enter(index .. entry, until_when(time), time)) end
     due = {}
   end
   for _, entry in ipairs(due) do
@@ -94,10 +111,10 @@ local function unpacked(name)
   local packed = redis.call('HGET', checkpoints, name)
   if not packed then return nil end
   local parent, joined, deltas, run, root = struct.unpack('>I4c0I4c0I4c0I4c0I4c0', packed)
-  return {packed = packed, parent = parent, values = names_in(joined, 16), deltas = deltas, run = run, root = root}
+  return {packed = packed, parent = parent, values = names_in(joined, VALUE_NAME), deltas = deltas, run = run, root = root}
 end
 
-local function channel_of(value) return string.sub(value, 1, 8) end
+local function channel_of(value) return string.sub(value, 1, CHANNEL_NAME) end
 
 local function namespace_of(name) return string.match(name, '^[^/]*') end
 
@@ -123,7 +140,7 @@ local function rebuilt_from(name)
       wanted[channel_of(value)] = nil
       valued[channel_of(value)] = true
     end
-    for _, channel in ipairs(names_in(record.deltas, 8)) do
+    for _, channel in ipairs(names_in(record.deltas, CHANNEL_NAME)) do
       if not valued[channel] then wanted[channel] = true end
     end
   end
@@ -139,14 +156,13 @@ local function resolved(name)
   return redis.call('ZREVRANGEBYLEX', order, after, '[' .. name, 'LIMIT', 0, 1)[1]
 end
 
--- The names of the writes to a checkpoint, which are all of a length.
 local function writes_to(name)
-  return names_in(redis.call('HGET', pending, name) or '', 20)
+  return names_in(redis.call('HGET', pending, name) or '', WRITE_NAME)
 end
 
 -- A value, or a write behind its channel, begins with the name of the large thing in it, which is kept once among
 -- the values; else that is empty. This returns it whole, or '' if Redis has lost a part.
-local function joined(packed, reference)
+local function with_large(packed, reference)
   if not packed or reference == '' then return packed or '' end
   local large = redis.call('HGET', values, reference)
   return large and packed .. large or ''
@@ -154,14 +170,14 @@ end
 
 local function value_of(name)
   local packed = name ~= NO_VALUE and redis.call('HGET', values, name)
-  return packed and joined(packed, (struct.unpack('>I4c0', packed))) or ''
+  return packed and with_large(packed, (struct.unpack('>I4c0', packed))) or ''
 end
 
 local function write_of(name)
   local packed = redis.call('HGET', writes, name)
   if not packed then return '', '' end
   local channel, reference = struct.unpack('>I4c0I4c0', packed)
-  return joined(packed, reference), channel
+  return with_large(packed, reference), channel
 end
 
 -- A checkpoint with its values and writes, and whether its parent is there.
@@ -201,13 +217,13 @@ local function forget_entries()
   used.threads, used[OWED] = not is_empty, not is_empty
   for _, entry in ipairs(redis.call('HKEYS', known)) do
     local till = string.format('%.0f', math.abs(known_of(entry)))
-    if not used[entry] and (index ~= '' or till == '0' or entry == OWED) then
-      redis.call('ZREM', index .. entry, thread)
-      redis.call('HDEL', known, entry)
-    elseif not used[entry] then
+    if not used[entry] and index == '' and till ~= '0' and entry ~= OWED then
       redis.call('HSET', known, entry, '-' .. till)
       ends[#ends + 1] = entry
       ends[#ends + 1] = till
+    elseif not used[entry] then
+      if index ~= '' then redis.call('ZREM', index .. entry, thread) end
+      redis.call('HDEL', known, entry)
     end
   end
   return ends
@@ -230,47 +246,49 @@ end
 
 -- put --
 -- ARGV: name, what the checkpoint is, its run's entry or '', then names of values and values in turn. Returns
--- the names of values that are not there: then nothing was written, and they have to come along. And entries.
-local sent, missing = {}, {}
+-- whether it was stored, which it is not if a value is neither there nor passed; and entries.
+check_types()
+check_pairs()
+local sent = {}
 for at = 7, #ARGV, 2 do sent[ARGV[at]] = true end
 local _, needed = struct.unpack('>I4c0I4c0', ARGV[5])
-for _, value in ipairs(names_in(needed, 16)) do
-  if value ~= NO_VALUE and not sent[value] and redis.call('HEXISTS', values, value) == 0 then
-    missing[#missing + 1] = value
-  end
+for _, value in ipairs(names_in(needed, VALUE_NAME)) do
+  if value ~= NO_VALUE and not sent[value] and redis.call('HEXISTS', values, value) == 0 then return {0, {}} end
 end
-if #missing > 0 then return {missing, {}} end
--- This fails, before anything is written, if the key holds something foreign.
 redis.call('ZADD', order, 0, ARGV[4])
 redis.call('HSET', checkpoints, ARGV[4], ARGV[5])
 for at = 7, #ARGV, 2 do redis.call('HSET', values, ARGV[at], ARGV[at + 1]) end
-local entries = {'threads'}
-if ARGV[6] ~= '' then entries[2] = ARGV[6] end
-return {{}, keep(entries)}
+return {1, keep(ARGV[6])}
 
 -- put_writes --
 -- ARGV: the checkpoint's name, then for each write its name, whether it replaces one of this name, what it is, and
 -- the name of the large thing in it, with that, or ''. Returns entries.
+check_types()
+check_pairs()
 local known_writes = redis.call('HGET', pending, ARGV[4]) or ''
 for at = 5, #ARGV, 5 do
-  local is_new = redis.call('HSETNX', writes, ARGV[at], ARGV[at + 2]) == 1
+  local is_new = redis.call('HEXISTS', writes, ARGV[at]) == 0
   if is_new then known_writes = known_writes .. ARGV[at] end
-  if not is_new and ARGV[at + 1] == '1' then redis.call('HSET', writes, ARGV[at], ARGV[at + 2]) end
-  if ARGV[at + 3] ~= '' then redis.call('HSETNX', values, ARGV[at + 3], ARGV[at + 4]) end
+  if is_new or ARGV[at + 1] == '1' then
+    redis.call('HSET', writes, ARGV[at], ARGV[at + 2])
+    if ARGV[at + 3] ~= '' then redis.call('HSETNX', values, ARGV[at + 3], ARGV[at + 4]) end
+  end
 end
 redis.call('HSET', pending, ARGV[4], known_writes)
-return keep({'threads'})
+return keep('')
 
 -- get --
 -- ARGV: names of checkpoints. Returns each whole, or nothing where there is none; and entries.
+check_pairs()
 local found = {}
 for at = 4, #ARGV do found[at - 3] = whole(resolved(ARGV[at])) end
-if redis.call('EXISTS', order) == 0 then return {found, {}} end
-return {found, keep({'threads'})}
+if ttl < 0 or redis.call('EXISTS', order) == 0 then return {found, {}} end
+return {found, keep('')}
 
 -- list --
 -- ARGV: the highest and the lowest name, as ZREVRANGEBYLEX takes them, how many names at most, and how many
 -- checkpoints to return whole. Returns the names, the newest of a namespace first, and checkpoints.
+check_pairs()
 local names = redis.call('ZREVRANGEBYLEX', order, ARGV[4], ARGV[5], 'LIMIT', 0, ARGV[6])
 local found = {}
 for at = 1, math.min(#names, tonumber(ARGV[7])) do found[at] = whole(names[at]) end
@@ -278,6 +296,7 @@ return {names, found}
 
 -- records --
 -- ARGV: names of checkpoints. Returns what each is, as it was packed.
+check_pairs()
 local found = {}
 for at = 4, #ARGV do found[at - 3] = redis.call('HGET', checkpoints, ARGV[at]) end
 return found
@@ -285,6 +304,7 @@ return found
 -- history --
 -- ARGV: the name of a checkpoint, then channels. Returns, for each ancestor, the nearest first, its writes to the
 -- channels whose value no nearer one has, and the channels whose value it has, with it.
+check_pairs()
 local wanted, left = {}, #ARGV - 4
 for at = 5, #ARGV do wanted[ARGV[at]] = true end
 local target = resolved(ARGV[4])
@@ -315,6 +335,7 @@ return forget_entries()
 
 -- delete_runs --
 -- ARGV: entries of runs. Deletes their checkpoints. Returns as drop.
+check_pairs()
 local wanted, names = {}, {}
 for at = 4, #ARGV do wanted[ARGV[at]] = true end
 for _, name in ipairs(redis.call('ZRANGE', order, 0, -1)) do
@@ -326,6 +347,7 @@ return drop(names)
 -- Keeps the newest checkpoint of each namespace, with the ancestors that its channels are rebuilt from. The
 -- namespace of a subgraph's call goes with the root checkpoint that called it; that of a subgraph with a memory
 -- of its own, which has no task's id in its name, stays. Returns as drop.
+check_pairs()
 local names = redis.call('ZRANGE', order, 0, -1)
 local newest, kept, dropped = {}, {}, {}
 for at, name in ipairs(names) do
@@ -349,27 +371,28 @@ end
 return drop(dropped)
 
 -- dump --
--- Returns all but what the index knows, as RESTORE takes it, and the entries.
+-- Returns all but what the index knows, as RESTORE takes it.
+check_pairs()
 local dumps = {}
 for key = 1, 5 do dumps[key] = redis.call('DUMP', KEYS[key]) or '' end
-return {dumps, redis.call('HKEYS', known)}
+return dumps
 
 -- restore --
--- ARGV: five dumps, then entries. Returns whether the thread was empty, as it has to be, and entries.
+-- ARGV: five dumps. Returns whether the thread was empty, as it has to be, and entries.
 if redis.call('EXISTS', order, pending) > 0 then return {0, {}} end
 for key = 1, 5 do
   if ARGV[key + 3] ~= '' then redis.call('RESTORE', KEYS[key], 0, ARGV[key + 3], 'REPLACE') end
 end
-local entries = {}
-for at = 9, #ARGV do entries[at - 8] = ARGV[at] end
-return {1, keep(entries)}
+for _, name in ipairs(redis.call('ZRANGE', order, 0, -1)) do
+  local run = unpacked(name).run
+  if run ~= '' then redis.call('HSET', known, run, 0) end
+end
+return {1, keep('')}
 
 -- note --
--- ARGV: until when the index has entries, and these. Returns whether the thread is still there.
+-- ARGV: entries that the index has, each with its end. Returns whether the thread is still there.
 if redis.call('EXISTS', order, pending) == 0 then return 0 end
-local entries = {}
-for at = 5, #ARGV do entries[at - 4] = ARGV[at] end
-note(entries, ARGV[4])
+for at = 4, #ARGV, 2 do note(ARGV[at], ARGV[at + 1]) end
 redis.call('HDEL', known, OWED)
 for _, entry in ipairs(redis.call('HKEYS', known)) do
   if known_of(entry) == 0 then redis.call('HSET', known, OWED, 1) end
@@ -384,10 +407,10 @@ end
 return 1
 
 -- enter --
--- KEYS: keys of the index. Returns until when they name the thread.
-local time = now()
-for _, key in ipairs(KEYS) do enter(key, until_when(time), time) end
-return until_when(time)
+-- KEYS: keys of the index. Returns for each until when it names the thread.
+local time, ends = now(), {}
+for at, key in ipairs(KEYS) do ends[at] = enter(key, until_when(time), time) end
+return ends
 
 -- leave --
 -- KEYS: keys of the index. ARGV: for each the end that its entry of the thread has; another one is of a thread

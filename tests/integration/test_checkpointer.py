@@ -20,7 +20,7 @@ from langgraph.types import Command, interrupt
 
 from langmem_stack import MemoryStack, RedisSaver
 from langmem_stack.errors import ConfigurationError, SchemaError
-from langmem_stack.settings import CheckpointerPlace, Settings
+from langmem_stack.settings import CheckpointerKind, Settings
 from tests.conftest import Mode, Servers
 from tests.round_trips import Proxy, before_redis
 
@@ -34,7 +34,7 @@ def opened(database: str, servers: Servers, prefix: str, mode: Mode) -> Iterator
     """Opens memories on the same servers, which are closed in the end."""
     stacks: list[MemoryStack] = []
 
-    def opened(place: CheckpointerPlace | None = None, url: str = database, **given: Any) -> MemoryStack:
+    def opened(place: CheckpointerKind | None = None, url: str = database, **given: Any) -> MemoryStack:
         settings = Settings(redis_prefix=prefix, **given)
         stack = MemoryStack(
             postgres_url=url,
@@ -68,7 +68,7 @@ def said(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("place", ["redis", "postgres"])
-def test_a_thread_goes_on_in_another_process(opened: Open, place: CheckpointerPlace, mode: Mode) -> None:
+def test_a_thread_goes_on_in_another_process(opened: Open, place: CheckpointerKind, mode: Mode) -> None:
     """What one memory's checkpointer saved, another one's continues, interrupts and history included."""
     first = opened(place)
     mode(first, "setup")
