@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     checkpoint_ttl: float | None = Field(
         default=None,
         gt=0,
-        description="seconds after its last step in which a LangGraph thread leaves Redis; unset: never",
+        description="seconds after its last write when a LangGraph thread leaves Redis; unset: never",
     )
     window: int = Field(
         default=40, gt=0, description="messages of the running conversation that a model is shown, at most"

@@ -42,6 +42,7 @@ from langmem_stack.checkpoint.packing import (
 from langmem_stack.errors import CorruptDataError, InvalidInputError
 from langmem_stack.scope import escaped, unescaped
 
+_RECORD_PARTS, _WRITE_PARTS, _VALUE_PARTS = 9, 8, 3
 _NO_VALUE = bytes(16)  # stands for a channel that is empty
 _DELTAS = "counters_since_delta_snapshot"  # metadata that LangGraph keeps of its delta channels
 
@@ -194,29 +195,26 @@ def unpack_checkpoint(serde: SerializerProtocol, thread: Place, found: Sequence[
     """
     name, packed, values, writes, has_parent = found
     place = thread.named(name.decode())
-    parent, names, _, _, _, *dumps = split(packed, 9)
+    parent, names, _, _, _, *dumps = split(packed, _RECORD_PARTS)
     checkpoint: Checkpoint = with_versions_spread(load(serde, dumps[:2]))
     channels = dict(checkpoint["channel_values"])
     for at, (channel, value) in enumerate(zip(sorted(checkpoint["channel_versions"]), values, strict=True)):
         if value:
-            channels[channel] = load(serde, split(value, 3)[1:])
+            channels[channel] = _load_value(serde, value)
         elif names[at * 16 : at * 16 + 16] != _NO_VALUE:
-            raise CorruptDataError(
-                f"checkpoint {place.checkpoint!r} of thread {place.thread!r} has lost its channel "
-                f"{channel!r}: Redis has evicted it; set maxmemory-policy noeviction, and delete the thread"
-            )
+            raise _lost(f"channel {channel!r}", place)
     return CheckpointTuple(
         config=place.config,
         checkpoint={**checkpoint, "channel_values": channels},
         metadata=load(serde, dumps[2:]),
         parent_config=place.named(parent.decode()).config if has_parent else None,
-        pending_writes=unpack_writes(serde, writes),
+        pending_writes=unpack_writes(serde, place, writes),
     )
 
 
 def unpack_metadata(serde: SerializerProtocol, packed: bytes) -> dict[str, Any]:
     """Return a checkpoint's metadata alone."""
-    metadata: dict[str, Any] = load(serde, split(packed, 9)[-2:])
+    metadata: dict[str, Any] = load(serde, split(packed, _RECORD_PARTS)[-2:])
     return metadata
 
 
@@ -241,15 +239,13 @@ def pack_writes(
         yield large
 
 
-def unpack_writes(serde: SerializerProtocol, found: Iterable[bytes]) -> list[PendingWrite]:
+def unpack_writes(serde: SerializerProtocol, place: Place, found: Iterable[bytes]) -> list[PendingWrite]:
     """Return the writes to a checkpoint, in the order in which LangGraph applies them."""
     writes = []
     for packed in found:
         if not packed:
-            raise CorruptDataError(
-                "a pending write has lost its value: Redis has evicted it; set maxmemory-policy noeviction"
-            )
-        _, _, path, task, index, channel, *dumped = split(packed, 8)
+            raise _lost("a pending write", place)
+        _, _, path, task, index, channel, *dumped = split(packed, _WRITE_PARTS)
         key = writes_sort_key(text(path), text(task), int(index))
         writes.append((key, (text(task), text(channel), load(serde, dumped))))
     return [write for _, write in sorted(writes, key=lambda keyed: keyed[0])]
@@ -261,21 +257,30 @@ def channel_names(place: Place, channels: Sequence[str]) -> dict[bytes, str]:
 
 
 def unpack_history(
-    serde: SerializerProtocol, names: Mapping[bytes, str], ancestors: Sequence[Any]
+    serde: SerializerProtocol, place: Place, names: Mapping[bytes, str], ancestors: Sequence[Any]
 ) -> dict[str, DeltaChannelHistory]:
     """Return what ancestors, the nearest first, wrote to channels, oldest first, and the values before."""
     history: dict[str, DeltaChannelHistory] = {channel: {"writes": []} for channel in names.values()}
     for writes, seeds in reversed(ancestors):
-        for write in unpack_writes(serde, writes):
+        for write in unpack_writes(serde, place, writes):
             history[write[1]]["writes"].append(write)
         for name, value in zip(seeds[::2], seeds[1::2], strict=True):
             if not value:
-                raise CorruptDataError(
-                    f"channel {names[name]!r} has lost its value: Redis has evicted it; set maxmemory-policy "
-                    "noeviction"
-                )
-            history[names[name]]["seed"] = load(serde, split(value, 3)[1:])
+                raise _lost(f"channel {names[name]!r}", place)
+            history[names[name]]["seed"] = _load_value(serde, value)
     return history
+
+
+def _load_value(serde: SerializerProtocol, value: bytes) -> Any:
+    _, *dumped = split(value, _VALUE_PARTS)
+    return load(serde, dumped)
+
+
+def _lost(what: str, place: Place) -> CorruptDataError:
+    return CorruptDataError(
+        f"{what} of thread {place.thread!r} is lost, since Redis has evicted it; set maxmemory-policy "
+        "noeviction, and delete the thread"
+    )
 
 
 def _root_name(place: Place, metadata: Mapping[str, Any]) -> str:

@@ -51,8 +51,8 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
         with RedisSaver.from_conn_string("redis://localhost:6379/0", ttl={"default_ttl": 60}) as saver:
             graph = builder.compile(checkpointer=saver)
 
-    One object for plain and async code, threads and event loops. Each call is one script and one round trip,
-    atomic. The value of a channel is stored once, however many checkpoints hold it. What the graph says goes
+    One object for plain and async code, threads and event loops. To read or write a checkpoint is one script
+    and one round trip, atomic. The value of a channel is stored once, however many checkpoints hold it. What the graph says goes
     through ``serde`` and lies nowhere else, so that an `EncryptedSerializer` hides it; ids of threads, runs
     and tasks, names of namespaces and channels, and the paths of tasks stay legible.
     """
@@ -71,9 +71,10 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
             redis: Where it is: ``redis://``, ``rediss://``, ``unix://``, or ``redis+cluster://`` for any node
                 of a Cluster; or a redis-py client, Cluster client or connection pool of yours, which stays
                 open.
-            ttl: LangGraph's ``TTLConfig``, in minutes: ``default_ttl`` after its last write a thread expires,
-                as a whole; with ``refresh_on_read`` (False by default) reading it counts too. None: threads
-                stay.
+            ttl: LangGraph's ``TTLConfig``, in minutes: ``default_ttl`` is how long after its last write a
+                thread expires, as a whole; with ``refresh_on_read`` (False by default) reading it counts too.
+                Redis deletes what has expired by itself, so ``sweep_interval_minutes`` has no effect. None:
+                threads stay.
             serde: What makes bytes of values; by default LangGraph's own, msgpack without pickle.
             prefix: What all keys in Redis begin with.
 
@@ -113,9 +114,11 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Return the checkpoint that the config names, or the newest of its thread and namespace.
 
+        Its ``parent_config`` is None where the parent is no longer there.
+
         Raises:
             InvalidInputError: The config names no thread.
-            CorruptDataError: Redis has lost a part of the checkpoint, or something else lies under its keys.
+            CorruptDataError: Redis has lost a part of the thread, or something else lies under its keys.
             StorageUnavailableError: Redis is not reachable.
         """
         return run(self._get_steps(config), self._connections)
@@ -140,6 +143,11 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
             filter: What the metadata have to hold; values are compared as a whole.
             before: Only checkpoints that are older than the one that this config names.
             limit: How many at most.
+
+        Raises:
+            InvalidInputError: The config names no thread.
+            CorruptDataError: Redis has lost a part of a thread, or something else lies under its keys.
+            StorageUnavailableError: Redis is not reachable.
         """
         listing = self._listing(filter, limit)
         yield from run(listing.begin_steps(config, before), self._connections)
@@ -196,6 +204,9 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
 
         The checkpoint may come later. What a task wrote is stored once; that it failed, was interrupted or
         resumed is replaced by what came last.
+
+        Raises:
+            InvalidInputError: The config names no thread or no checkpoint.
         """
         run(self._put_writes_steps(config, writes, task_id, task_path), self._connections)
 
@@ -229,7 +240,7 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
         """Copy all checkpoints and writes of a thread to one that has none; two steps.
 
         Raises:
-            InvalidInputError: The target has checkpoints; delete it first.
+            InvalidInputError: The target is not empty; delete it first.
         """
         run(self._copy_steps(source_thread_id, target_thread_id), self._connections)
 
@@ -345,7 +356,7 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
         if not names:
             return {}
         ancestors = yield from self._thread(place.thread).history_steps(place.name, [*names])
-        return unpack_history(self.serde, names, ancestors)
+        return unpack_history(self.serde, place, names, ancestors)
 
 
 def _several(name: str, ids: Sequence[str]) -> Sequence[str]:
