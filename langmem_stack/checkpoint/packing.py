@@ -59,6 +59,16 @@ def split(joined: bytes, count: int) -> list[bytes]:
     return [*parts, joined[at:]]
 
 
+def split_all(joined: bytes) -> list[bytes]:
+    """Return the parts that a script has joined, each behind its length."""
+    parts, at = [], 0
+    while at < len(joined):
+        end = at + 4 + int.from_bytes(joined[at : at + 4], "big")
+        parts.append(joined[at + 4 : end])
+        at = end
+    return parts
+
+
 def text(part: bytes) -> str:
     """Return a part that was text."""
     return part.decode(*_TEXT)

@@ -35,6 +35,7 @@ from langmem_stack.checkpoint.packing import (
     load,
     part_off,
     split,
+    split_all,
     text,
     with_versions_once,
     with_versions_spread,
@@ -187,17 +188,19 @@ def pack_values(serde: SerializerProtocol, packed: Packed, names: Iterable[bytes
             yield large
 
 
-def unpack_checkpoint(serde: SerializerProtocol, thread: Place, found: Sequence[Any]) -> CheckpointTuple:
+def unpack_checkpoint(serde: SerializerProtocol, thread: Place, found: bytes) -> CheckpointTuple:
     """Return the checkpoint that a script found in a thread.
 
     Raises:
         CorruptDataError: Redis has lost a part of it.
     """
-    name, packed, values, writes, has_parent = found
+    name, packed, has_parent, *rest = split_all(found)
     place = thread.named(name.decode())
     parent, names, _, _, _, *dumps = split(packed, _RECORD_PARTS)
     checkpoint: Checkpoint = with_versions_spread(load(serde, dumps[:2]))
     channels = dict(checkpoint["channel_values"])
+    count = len(checkpoint["channel_versions"])
+    values, writes = rest[:count], rest[count:]
     for at, (channel, value) in enumerate(zip(sorted(checkpoint["channel_versions"]), values, strict=True)):
         if value:
             channels[channel] = _load_value(serde, value)
@@ -207,7 +210,7 @@ def unpack_checkpoint(serde: SerializerProtocol, thread: Place, found: Sequence[
         config=place.config,
         checkpoint={**checkpoint, "channel_values": channels},
         metadata=load(serde, dumps[2:]),
-        parent_config=place.named(parent.decode()).config if has_parent else None,
+        parent_config=place.named(parent.decode()).config if has_parent == b"1" else None,
         pending_writes=unpack_writes(serde, place, writes),
     )
 

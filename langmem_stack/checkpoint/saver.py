@@ -52,9 +52,9 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
             graph = builder.compile(checkpointer=saver)
 
     One object for plain and async code, threads and event loops. To read or write a checkpoint is one script
-    and one round trip, atomic. The value of a channel is stored once, however many checkpoints hold it. What the graph says goes
-    through ``serde`` and lies nowhere else, so that an `EncryptedSerializer` hides it; ids of threads, runs
-    and tasks, names of namespaces and channels, and the paths of tasks stay legible.
+    and one round trip, atomic. The value of a channel is stored once, however many checkpoints hold it. What
+    the graph says goes through ``serde`` and lies nowhere else, so that an `EncryptedSerializer` hides it; ids
+    of threads, runs and tasks, names of namespaces and channels, and the paths of tasks stay legible.
     """
 
     def __init__(

@@ -180,14 +180,16 @@ local function write_of(name)
   return with_large(packed, reference), channel
 end
 
--- A checkpoint with its values and writes, and whether its parent is there.
+-- A checkpoint's name, what it is, whether its parent is there, its values and its writes: each behind its length,
+-- as one string, which clients read faster than a list.
 local function whole(name)
   local record = name and unpacked(name)
   if not record then return false end
-  local found, waiting = {}, {}
-  for at, value in ipairs(record.values) do found[at] = value_of(value) end
-  for at, write in ipairs(writes_to(name)) do waiting[at] = write_of(write) end
-  return {name, record.packed, found, waiting, redis.call('HEXISTS', checkpoints, record.parent)}
+  local parts = {name, record.packed, tostring(redis.call('HEXISTS', checkpoints, record.parent))}
+  for _, value in ipairs(record.values) do parts[#parts + 1] = value_of(value) end
+  for _, write in ipairs(writes_to(name)) do parts[#parts + 1] = (write_of(write)) end
+  for at, part in ipairs(parts) do parts[at] = struct.pack('>I4', #part) .. part end
+  return table.concat(parts)
 end
 
 -- The names of all that a checkpoint or a write refers to.
