@@ -53,7 +53,7 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
 
     One object for plain and async code, threads and event loops. To read or write a checkpoint is one script
     and one round trip, atomic. The value of a channel is stored once, however many checkpoints hold it. What
-    the graph says goes through ``serde`` and lies nowhere else, so that an `EncryptedSerializer` hides it; ids
+    the graph says goes through ``serde`` and lies nowhere else: an `EncryptedSerializer` hides it. Ids
     of threads, runs and tasks, names of namespaces and channels, and the paths of tasks stay legible.
     """
 
