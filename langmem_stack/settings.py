@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     checkpoint_ttl: float | None = Field(
         default=None,
         gt=0,
+        le=60_000_000_000,  # LangGraph's ``TTLConfig`` is checked for a thousand million minutes
         description="seconds after its last write when a LangGraph thread leaves Redis; unset: never",
     )
     window: int = Field(

@@ -16,9 +16,10 @@ def checked_ttl_config(config: TTLConfig | None) -> TTLConfig:
     """Return the config, empty for None.
 
     Raises:
-        ConfigurationError: A key is unknown, or a time is not a number of minutes above 0.
+        ConfigurationError: A key is unknown, a time is not a number of minutes above 0, or a choice not True
+            or False.
     """
-    given: TTLConfig = config or {}
+    given: TTLConfig = {} if config is None else config
     if not isinstance(given, Mapping):
         raise ConfigurationError(
             f"ttl must be LangGraph's TTLConfig with minutes, such as {{'default_ttl': 60}}, not {config!r}"
@@ -33,6 +34,9 @@ def checked_ttl_config(config: TTLConfig | None) -> TTLConfig:
             raise ConfigurationError(
                 f"{name}={minutes!r} in the TTL config; it is a number of minutes above 0, or None"
             )
+    for name in ("refresh_on_read", "omit_expired"):
+        if not isinstance(given.get(name, True), bool):
+            raise ConfigurationError(f"{name}={given.get(name)!r} in the TTL config; it is True or False")
     return given
 
 

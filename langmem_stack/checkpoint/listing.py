@@ -38,7 +38,7 @@ class Listing:
         """Look up what there is; return the first page, as far as that is known already."""
         if self.limit is not None and self.limit <= 0:
             return []
-        until = str(before["configurable"].get("checkpoint_id") or "") if before else ""
+        until = str((before.get("configurable") or {}).get("checkpoint_id") or "") if before else ""
         if not config:
             places = yield from self._everywhere_steps()
         else:

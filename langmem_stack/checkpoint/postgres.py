@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import psycopg
 from langchain_core.runnables import RunnableConfig
@@ -24,9 +23,10 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from langmem_stack.checkpoint.records import next_version
 from langmem_stack.errors import StorageUnavailableError
-from langmem_stack.io.postgres import Postgres
+from langmem_stack.io.postgres import Postgres, connection_died
 from langmem_stack.io.steps import Row
 
+T = TypeVar("T")
 _LOCK = 0x6C616E6763686B  # "langchk": the advisory lock that setup() takes
 _ASKS_AGAIN, _WAITS = 0.05, 60.0  # seconds
 
@@ -37,8 +37,7 @@ class PostgresCheckpointer(BaseCheckpointSaver[str]):
 
     Tables, SQL and what they can't do are theirs: `delete_for_runs` and `copy_thread` raise
     NotImplementedError, and `prune` refuses threads that use a ``DeltaChannel``. They bind to a
-    connection's lock or a loop, so each call makes one, which costs microseconds. They don't try again when
-    a connection has died: after a restart of PostgreSQL calls may fail until each idle one has been noticed.
+    connection's lock or a loop, so each call makes one, which costs microseconds.
     """
 
     def __init__(self, postgres: Postgres, *, serde: SerializerProtocol | None = None) -> None:
@@ -69,13 +68,11 @@ class PostgresCheckpointer(BaseCheckpointSaver[str]):
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Return the checkpoint that the config names, or the newest."""
-        with self._saver() as saver:
-            return saver.get_tuple(config)
+        return self._perform(lambda saver: saver.get_tuple(config))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """As `get_tuple`."""
-        async with self._asaver() as saver:
-            return await saver.aget_tuple(config)
+        return await self._aperform(lambda saver: saver.aget_tuple(config))
 
     def list(
         self,
@@ -86,9 +83,11 @@ class PostgresCheckpointer(BaseCheckpointSaver[str]):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         """Yield checkpoints, the newest first."""
-        with self._saver() as saver:
-            found = [*saver.list(config, filter=filter, before=before, limit=limit)]
-        yield from found  # without a connection, however long the caller takes
+
+        def listed(saver: PostgresSaver) -> list[CheckpointTuple]:
+            return [*saver.list(config, filter=filter, before=before, limit=limit)]
+
+        yield from self._perform(listed)  # without a connection, however long the caller takes
 
     async def alist(
         self,
@@ -99,11 +98,12 @@ class PostgresCheckpointer(BaseCheckpointSaver[str]):
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         """As `list`."""
-        async with self._asaver() as saver:
-            page = saver.alist(config, filter=filter, before=before, limit=limit)
-            found = [one async for one in page]
-        for one in found:
-            yield one
+
+        async def listed(saver: AsyncPostgresSaver) -> list[CheckpointTuple]:
+            return [one async for one in saver.alist(config, filter=filter, before=before, limit=limit)]
+
+        for found in await self._aperform(listed):
+            yield found
 
     def put(
         self,
@@ -113,8 +113,7 @@ class PostgresCheckpointer(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint; return the config that names it."""
-        with self._saver() as saver:
-            return saver.put(config, checkpoint, metadata, new_versions)
+        return self._perform(lambda saver: saver.put(config, checkpoint, metadata, new_versions))
 
     async def aput(
         self,
@@ -124,70 +123,77 @@ class PostgresCheckpointer(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """As `put`."""
-        async with self._asaver() as saver:
-            return await saver.aput(config, checkpoint, metadata, new_versions)
+        return await self._aperform(lambda saver: saver.aput(config, checkpoint, metadata, new_versions))
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Store what a task wrote."""
-        with self._saver() as saver:
-            saver.put_writes(config, writes, task_id, task_path)
+        self._perform(lambda saver: saver.put_writes(config, writes, task_id, task_path))
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """As `put_writes`."""
-        async with self._asaver() as saver:
-            await saver.aput_writes(config, writes, task_id, task_path)
+        await self._aperform(lambda saver: saver.aput_writes(config, writes, task_id, task_path))
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete a thread with all that it has."""
-        with self._saver() as saver:
-            saver.delete_thread(thread_id)
+        self._perform(lambda saver: saver.delete_thread(thread_id))
 
     async def adelete_thread(self, thread_id: str) -> None:
         """As `delete_thread`."""
-        async with self._asaver() as saver:
-            await saver.adelete_thread(thread_id)
+        await self._aperform(lambda saver: saver.adelete_thread(thread_id))
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Delete old checkpoints."""
-        with self._saver() as saver:
-            saver.prune(thread_ids, strategy=strategy)
+        self._perform(lambda saver: saver.prune(thread_ids, strategy=strategy))
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """As `prune`."""
-        async with self._asaver() as saver:
-            await saver.aprune(thread_ids, strategy=strategy)
+        await self._aperform(lambda saver: saver.aprune(thread_ids, strategy=strategy))
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """Return what the ancestors of a checkpoint wrote to channels."""
-        with self._saver() as saver:
-            return saver.get_delta_channel_history(config=config, channels=channels)
+        return self._perform(lambda saver: saver.get_delta_channel_history(config=config, channels=channels))
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """As `get_delta_channel_history`."""
-        async with self._asaver() as saver:
-            return await saver.aget_delta_channel_history(config=config, channels=channels)
+        return await self._aperform(
+            lambda saver: saver.aget_delta_channel_history(config=config, channels=channels)
+        )
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """Return a version after another."""
         return next_version(current)
 
-    @contextmanager
-    def _saver(self) -> Iterator[PostgresSaver]:
+    def _perform(self, call: Callable[[PostgresSaver], T]) -> T:
+        """Call upstream's saver; if the connection had died, once more: all that it does can be repeated."""
+        pool = self._postgres.pool()
         with self._postgres.errors():
-            yield PostgresSaver(self._postgres.pool(), serde=self.serde)
+            try:
+                return call(PostgresSaver(pool, serde=self.serde))
+            except psycopg.OperationalError as error:
+                if not connection_died(error):
+                    raise
+                pool.check()
+                return call(PostgresSaver(pool, serde=self.serde))
 
-    @asynccontextmanager
-    async def _asaver(self) -> AsyncGenerator[AsyncPostgresSaver]:
+    async def _aperform(self, call: Callable[[AsyncPostgresSaver], Awaitable[T]]) -> T:
+        """As `_perform`."""
         with self._postgres.errors():
-            yield AsyncPostgresSaver(await self._postgres.apool(), serde=self.serde)
+            pool = await self._postgres.apool()
+            try:
+                return await call(AsyncPostgresSaver(pool, serde=self.serde))
+            except psycopg.OperationalError as error:
+                if not connection_died(error):
+                    raise
+                await pool.check()
+                return await call(AsyncPostgresSaver(pool, serde=self.serde))
 
 
 def _take_lock(connection: psycopg.Connection[Row]) -> None:

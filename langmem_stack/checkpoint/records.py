@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
+from uuid import UUID
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -45,6 +46,7 @@ from langmem_stack.scope import escaped, unescaped
 
 _RECORD_PARTS, _WRITE_PARTS, _VALUE_PARTS = 9, 8, 3
 _NO_VALUE = bytes(16)  # stands for a channel that is empty
+_RANDOM = random.SystemRandom()  # a seed that processes share must not make them choose alike
 _DELTAS = "counters_since_delta_snapshot"  # metadata that LangGraph keeps of its delta channels
 
 
@@ -83,8 +85,8 @@ def place_of(config: RunnableConfig) -> Place:
     Raises:
         InvalidInputError: It names no thread.
     """
-    scope = config.get("configurable") or {}
-    if "thread_id" not in scope:
+    scope = config.get("configurable") if isinstance(config, Mapping) else None
+    if not isinstance(scope, Mapping) or "thread_id" not in scope:
         raise InvalidInputError(
             'the config names no thread; pass {"configurable": {"thread_id": "..."}} with each call'
         )
@@ -99,9 +101,9 @@ def thread_of(thread_id: object) -> str:
     """Return a thread's id as text: LangGraph passes on whatever its caller gave.
 
     Raises:
-        InvalidInputError: It is None or empty.
+        InvalidInputError: It is empty, or neither a string nor a number nor a UUID.
     """
-    if thread_id is None or thread_id == "":
+    if not isinstance(thread_id, str | int | UUID) or thread_id == "":
         raise InvalidInputError(f"thread_id must be a non-empty string, not {thread_id!r}")
     return str(thread_id)
 
@@ -117,7 +119,7 @@ def next_version(current: str | float | None) -> str:
     As strings they sort like their numbers. A plain number, as LangGraph's default has it, can be continued.
     """
     number = 0 if current is None else int(str(current).partition(".")[0])
-    return f"{number + 1:032}.{random.random():016}"  # noqa: S311  # to tell apart, not to keep secret
+    return f"{number + 1:032}.{_RANDOM.random():016}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,8 @@ def pack_checkpoint(
 ) -> Packed:
     """Return a checkpoint as it is stored, below the one that the config names."""
     parent = place_of(config)
+    if not isinstance(checkpoint["id"], str) or not checkpoint["id"]:
+        raise InvalidInputError(f"a checkpoint's id must be a non-empty string, not {checkpoint['id']!r}")
     place = parent._replace(checkpoint=checkpoint["id"])
     known = cast("dict[str, Any]", get_checkpoint_metadata(config, metadata))
     channels, versions = checkpoint["channel_values"], checkpoint["channel_versions"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -32,7 +32,7 @@ from langmem_stack.checkpoint.records import (
     unpack_history,
 )
 from langmem_stack.checkpoint.threads import Thread, threads_of_runs_steps
-from langmem_stack.errors import InvalidInputError
+from langmem_stack.errors import ConfigurationError, InvalidInputError
 from langmem_stack.io.closing import Closing
 from langmem_stack.io.drivers import Connections, arun, run
 from langmem_stack.io.redis import Redis
@@ -73,8 +73,8 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
                 open.
             ttl: LangGraph's ``TTLConfig``, in minutes: ``default_ttl`` is how long after its last write a
                 thread expires, as a whole; with ``refresh_on_read`` (False by default) reading it counts too.
-                Redis deletes what has expired by itself, so ``sweep_interval_minutes`` has no effect. None:
-                threads stay.
+                That takes a Redis that can be written to. Redis deletes what has expired by itself, so
+                ``sweep_interval_minutes`` has no effect. None: threads stay.
             serde: What makes bytes of values; by default LangGraph's own, msgpack without pickle.
             prefix: What all keys in Redis begin with.
 
@@ -83,6 +83,10 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
             InvalidInputError: The prefix is not a non-empty string.
         """
         super().__init__(serde=serde)
+        if not hasattr(self.serde, "dumps_typed") or not hasattr(self.serde, "loads_typed"):
+            raise ConfigurationError(
+                f"serde must have dumps_typed and loads_typed, as LangGraph's serializers do, not {serde!r}"
+            )
         if not isinstance(prefix, str) or not prefix:
             raise InvalidInputError(f"prefix must be a non-empty string, not {prefix!r}")
         config = checked_ttl_config(ttl)
@@ -227,8 +231,8 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete the checkpoints that runs have written, with their writes: one step for each thread.
 
-        A run is what ``configurable`` or ``metadata`` call ``run_id``. A ``DeltaChannel`` whose later
-        checkpoints stay is rebuilt from what is left.
+        A run is what ``configurable`` or ``metadata`` call ``run_id``. Later checkpoints that stay follow the
+        nearest one before that stays, and a ``DeltaChannel`` is rebuilt from what those wrote.
         """
         run(self._delete_for_runs_steps(run_ids), self._connections)
 
@@ -295,6 +299,8 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
         return Thread(keys, self._ttl, self._refresh_on_read, self._redis.is_cluster)
 
     def _listing(self, wanted: Mapping[str, Any] | None, limit: int | None) -> Listing:
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
+            raise InvalidInputError(f"limit must be an int or None, not {limit!r}")
         return Listing(self.serde, self._thread, self._index, wanted or {}, limit)
 
     def _get_steps(self, config: RunnableConfig) -> Steps[CheckpointTuple | None]:
@@ -352,7 +358,7 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
         self, config: RunnableConfig, channels: Sequence[str]
     ) -> Steps[dict[str, DeltaChannelHistory]]:
         place = place_of(config)
-        names = channel_names(place, channels)
+        names = channel_names(place, _several("channels", channels))
         if not names:
             return {}
         ancestors = yield from self._thread(place.thread).history_steps(place.name, [*names])
@@ -360,6 +366,6 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
 
 
 def _several(name: str, ids: Sequence[str]) -> Sequence[str]:
-    if isinstance(ids, str):
-        raise InvalidInputError(f"{name} must be a list of ids, not the string {ids!r}")
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise InvalidInputError(f"{name} must be a list of strings, not {ids!r}")
     return ids

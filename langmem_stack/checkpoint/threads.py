@@ -50,8 +50,7 @@ class Thread:
 
     def get_steps(self, names: Sequence[str]) -> Steps[list[Any]]:
         """Return checkpoints by their names, or the newest of namespaces, as far as they are there."""
-        ttl = self.ttl if self.refresh_on_read else _LEAVE_TTL
-        found, due = yield from self._run("get", *names, ttl=ttl)
+        found, due = yield from self._run("get", *names, ttl=self._ttl_of_read)
         yield from self._enter(due)
         return [one for one in found if one]
 
@@ -60,7 +59,8 @@ class Thread:
     ) -> Steps[tuple[list[str], list[Any]]]:
         """Return the names between two, the newest of a namespace first, and the first checkpoints whole."""
         args = (highest, lowest, -1 if limit is None else limit, whole_count)
-        names, found = yield from self._run("list", *args)
+        names, found, due = yield from self._run("list", *args, ttl=self._ttl_of_read)
+        yield from self._enter(due)
         return [name.decode() for name in names], found
 
     def records_steps(self, names: Sequence[str]) -> Steps[list[bytes | None]]:
@@ -93,6 +93,10 @@ class Thread:
         done, due = yield from self._run("restore", *dumps, ttl=self.ttl)
         yield from self._enter(due)
         return bool(done)
+
+    @property
+    def _ttl_of_read(self) -> int:
+        return self.ttl if self.refresh_on_read and self.ttl else _LEAVE_TTL
 
     def _run(self, script: str, *args: bytes | str | int, ttl: int = _LEAVE_TTL) -> Steps[Any]:
         index = "" if self.clustered else self.at.index

@@ -198,7 +198,7 @@ class Postgres:
             # A pgbouncer before 1.21 in transaction mode: what was prepared is on another connection.
             self._prepares = False
             return True
-        return _connection_died(error) or isinstance(error, pg_errors.DeadlockDetected)
+        return connection_died(error) or isinstance(error, pg_errors.DeadlockDetected)
 
     def _opened(self) -> _Pool:
         if self._pid != os.getpid():
@@ -282,7 +282,7 @@ class Postgres:
                 f"PostgreSQL at {self.address!r} takes no writes: {_primary(error)}"
             ) from error
         except psycopg.OperationalError as error:
-            if _connection_died(error):
+            if connection_died(error):
                 raise StorageUnavailableError(
                     f"PostgreSQL at {self.address!r} broke the connection: {_primary(error)}; try again"
                 ) from error
@@ -329,7 +329,8 @@ def _has_rows(cursor: psycopg.Cursor[Row] | psycopg.AsyncCursor[Row]) -> bool:
     return cursor.pgresult is not None and cursor.pgresult.nfields > 0  # cursor.description costs more
 
 
-def _connection_died(error: psycopg.Error) -> bool:
+def connection_died(error: psycopg.Error) -> bool:
+    """Whether the server or the network ended the connection: the same call may succeed on another one."""
     if isinstance(error, PoolTimeout | PoolClosed) or not isinstance(error, psycopg.OperationalError):
         return False
     # class 57P01..03: the server is shutting down; no SQLSTATE: the socket broke under libpq

@@ -44,7 +44,7 @@ local function until_when(time)
 end
 
 local function enter(key, till, time)
-  redis.call('ZADD', key, 'GT', till, thread)
+  redis.call('ZADD', key, till, thread)
   redis.call('ZREMRANGEBYSCORE', key, '-inf', '(' .. string.format('%.0f', time))
   local last = tonumber(redis.call('ZREVRANGE', key, 0, 0, 'WITHSCORES')[2])
   if last >= NEVER then redis.call('PERSIST', key) else redis.call('PEXPIREAT', key, string.format('%.0f', last)) end
@@ -55,21 +55,26 @@ end
 -- while it is to be removed. The last two are there only where the index is in other slots.
 local function known_of(entry) return tonumber(redis.call('HGET', known, entry) or 0) end
 
+-- Of two calls that made an entry at once the later one's end counts, in whichever order they tell it.
 local function note(entry, till)
-  if known_of(entry) < tonumber(till) then redis.call('HSET', known, entry, till) end
+  local before, is_shorter = known_of(entry), known_of(entry) >= NEVER and tonumber(till) < NEVER
+  if before < tonumber(till) or is_shorter then redis.call('HSET', known, entry, till) end
 end
 
 local function expire()
-  if ttl == 0 and redis.call('PTTL', order) == -1 then return end  -- as it is in most calls: nothing expires
+  local till = ttl > 0 and string.format('%.0f', now() + ttl)  -- one for all: until Redis 7 a script's clock goes on
   for key = 1, 6 do
-    if ttl > 0 then redis.call('PEXPIRE', KEYS[key], ttl) else redis.call('PERSIST', KEYS[key]) end
+    if till then redis.call('PEXPIREAT', KEYS[key], till) else redis.call('PERSIST', KEYS[key]) end
   end
 end
 
 -- The entries that have to be made, or made anew, for the thread to live on. With that among all threads all are
--- made anew: so none ends before it does, and it alone says when.
-local function due_of(run, needed)
-  local due, all = {}, known_of('threads') < needed
+-- made anew: so none ends before it does, and it alone says when. It is also due when it ends far too late, as the
+-- thread has been given a shorter time to live.
+local function due_of(run)
+  local needed = ttl == 0 and NEVER or now() + ttl
+  local main = known_of('threads')
+  local due, all = {}, main < needed or ttl > 0 and main > needed + 2 * ttl
   if all then due[1] = 'threads' end
   if run ~= '' and (all or known_of(run) < needed) then due[#due + 1] = run end
   if all or index == '' and redis.call('HEXISTS', known, OWED) == 1 then
@@ -84,8 +89,8 @@ end
 
 -- Lets the whole thread live on, and be found by a run. Returns the entries owed to an index in other slots.
 local function keep(run)
-  if ttl < 0 then return {} end
-  local due = due_of(run, ttl == 0 and NEVER or now() + ttl)
+  local due = due_of(run)
+  local is_new = #due > 0
   if #due > 0 and index ~= '' then
     local time = now()
     for _, entry in ipairs(due) do note(entry, enter(index .. entry, until_when(time), time)) end
@@ -94,8 +99,14 @@ local function keep(run)
   for _, entry in ipairs(due) do
     if known_of(entry) <= 0 then redis.call('HSET', known, entry, 0, OWED, 1) end
   end
-  expire()
+  if ttl > 0 or is_new or redis.call('PTTL', known) ~= -1 then expire() end  -- mostly nothing expires
   return due
+end
+
+-- As keep, for a thread that was read, if it is there.
+local function keep_read()
+  if ttl < 0 or redis.call('EXISTS', order) == 0 then return {} end
+  return keep('')
 end
 
 local function names_in(joined, length)
@@ -231,8 +242,27 @@ local function forget_entries()
   return ends
 end
 
+-- Makes the nearest ancestor that stays the parent of each checkpoint that stays.
+local function link_over(names)
+  local parents = {}
+  for _, name in ipairs(names) do parents[name] = unpacked(name).parent end
+  for _, name in ipairs(redis.call('ZRANGE', order, 0, -1)) do
+    local record = not parents[name] and unpacked(name)
+    local parent = record and record.parent
+    local seen = {}
+    while parents[parent] and not seen[parent] do
+      seen[parent], parent = true, parents[parent]
+    end
+    if record and parent ~= record.parent then
+      local rest = string.sub(record.packed, 5 + #record.parent)
+      redis.call('HSET', checkpoints, name, struct.pack('>I4', #parent) .. parent .. rest)
+    end
+  end
+end
+
 -- Deletes checkpoints, their writes, and the values that no other checkpoint has. Returns as forget_entries.
 local function drop(names)
+  link_over(names)
   for _, name in ipairs(names) do
     redis.call('HDEL', checkpoints, name)
     redis.call('ZREM', order, name)
@@ -267,16 +297,16 @@ return {1, keep(ARGV[6])}
 -- the name of the large thing in it, with that, or ''. Returns entries.
 check_types()
 check_pairs()
-local known_writes = redis.call('HGET', pending, ARGV[4]) or ''
+local known_writes = {redis.call('HGET', pending, ARGV[4]) or ''}
 for at = 5, #ARGV, 5 do
   local is_new = redis.call('HEXISTS', writes, ARGV[at]) == 0
-  if is_new then known_writes = known_writes .. ARGV[at] end
+  if is_new then known_writes[#known_writes + 1] = ARGV[at] end
   if is_new or ARGV[at + 1] == '1' then
     redis.call('HSET', writes, ARGV[at], ARGV[at + 2])
     if ARGV[at + 3] ~= '' then redis.call('HSETNX', values, ARGV[at + 3], ARGV[at + 4]) end
   end
 end
-redis.call('HSET', pending, ARGV[4], known_writes)
+redis.call('HSET', pending, ARGV[4], table.concat(known_writes))
 return keep('')
 
 -- get --
@@ -284,17 +314,16 @@ return keep('')
 check_pairs()
 local found = {}
 for at = 4, #ARGV do found[at - 3] = whole(resolved(ARGV[at])) end
-if ttl < 0 or redis.call('EXISTS', order) == 0 then return {found, {}} end
-return {found, keep('')}
+return {found, keep_read()}
 
 -- list --
 -- ARGV: the highest and the lowest name, as ZREVRANGEBYLEX takes them, how many names at most, and how many
--- checkpoints to return whole. Returns the names, the newest of a namespace first, and checkpoints.
+-- checkpoints to return whole. Returns the names, the newest of a namespace first, checkpoints, and entries.
 check_pairs()
 local names = redis.call('ZREVRANGEBYLEX', order, ARGV[4], ARGV[5], 'LIMIT', 0, ARGV[6])
 local found = {}
 for at = 1, math.min(#names, tonumber(ARGV[7])) do found[at] = whole(names[at]) end
-return {names, found}
+return {names, found, keep_read()}
 
 -- records --
 -- ARGV: names of checkpoints. Returns what each is, as it was packed.
