@@ -82,11 +82,11 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
             ConfigurationError: The URL or client can't be used, or the TTL config has something unknown.
             InvalidInputError: The prefix is not a non-empty string.
         """
-        super().__init__(serde=serde)
-        if not hasattr(self.serde, "dumps_typed") or not hasattr(self.serde, "loads_typed"):
+        if serde is not None and not (hasattr(serde, "dumps_typed") or hasattr(serde, "dumps")):
             raise ConfigurationError(
-                f"serde must have dumps_typed and loads_typed, as LangGraph's serializers do, not {serde!r}"
+                f"serde must have dumps_typed and loads_typed, as LangGraph's serializers do; {serde!r} has not"
             )
+        super().__init__(serde=serde)
         if not isinstance(prefix, str) or not prefix:
             raise InvalidInputError(f"prefix must be a non-empty string, not {prefix!r}")
         config = checked_ttl_config(ttl)
@@ -367,5 +367,5 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
 
 def _several(name: str, ids: Sequence[str]) -> Sequence[str]:
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-        raise InvalidInputError(f"{name} must be a list of strings, not {ids!r}")
+        raise InvalidInputError(f"{name} must be a list of them, not {ids!r}")
     return ids

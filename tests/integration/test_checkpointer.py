@@ -17,6 +17,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, empty_checkpoint
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
+from psycopg.conninfo import conninfo_to_dict
 
 from langmem_stack import MemoryStack, RedisSaver
 from langmem_stack.errors import ConfigurationError, SchemaError
@@ -116,6 +117,38 @@ def test_postgres_without_its_tables_says_what_to_do(opened: Open, mode: Mode) -
     """Psycopg's errors come as ours, here as elsewhere."""
     with pytest.raises(SchemaError, match=r"run setup\(\)"):
         mode(opened("postgres").checkpointer, "get_tuple", THREAD)
+
+
+def test_postgres_that_restarted_costs_no_call(
+    opened: Open, admin: psycopg.Connection[Any], database: str, mode: Mode
+) -> None:
+    """Connections that died while nobody used them are replaced, as they are for the store."""
+    memory = opened("postgres")
+    mode(memory, "setup")
+    graph = agent(memory.checkpointer)
+    mode(graph, "invoke", said("before"), THREAD)
+
+    name = conninfo_to_dict(database)["dbname"]
+    admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+    result = mode(graph, "invoke", said("after"), THREAD)
+
+    assert [m.text for m in result["messages"]] == ["before", "heard before", "after", "heard after"]
+
+
+def test_lists_that_nobody_finishes_hold_no_connection(opened: Open, mode: Mode) -> None:
+    """There are ten connections, and as many readers as there like to be."""
+    memory = opened("postgres")
+    mode(memory, "setup")
+    saver = memory.checkpointer
+    mode(agent(saver), "invoke", said("hello"), THREAD)
+
+    if mode.is_async:
+        begun = [saver.alist(THREAD) for _ in range(12)]
+        newest = [mode.wait(anext(found)) for found in begun]
+    else:
+        newest = [next(iter(saver.list(THREAD))) for _ in range(12)]
+
+    assert mode(saver, "get_tuple", THREAD) == newest[0]
 
 
 def test_what_upstream_lacks_is_said(opened: Open, mode: Mode) -> None:
