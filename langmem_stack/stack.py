@@ -329,7 +329,8 @@ class MemoryStack(Closing):
     def forget(self, user_id: str) -> Receipt:
         """Erase everything of a user, in both tiers, and return how much it was.
 
-        `documents` are of no user and stay.
+        `documents` are of no user and stay. So do checkpoints, which belong to LangGraph's threads: delete
+        these with ``checkpointer.delete_thread``.
 
         Redis goes first, so that nothing of it is written to the record again, and last. If one can't be
         reached, the call fails and is to be repeated.
