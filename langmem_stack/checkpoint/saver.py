@@ -84,7 +84,7 @@ class RedisSaver(Closing, BaseCheckpointSaver[str]):
         """
         if serde is not None and not (hasattr(serde, "dumps_typed") or hasattr(serde, "dumps")):
             raise ConfigurationError(
-                f"serde must have dumps_typed and loads_typed, as LangGraph's serializers do; {serde!r} has not"
+                f"serde must have dumps_typed and loads_typed, as LangGraph's do, not {serde!r}"
             )
         super().__init__(serde=serde)
         if not isinstance(prefix, str) or not prefix:
