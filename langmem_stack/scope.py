@@ -18,6 +18,8 @@ from langmem_stack.errors import InvalidInputError
 MAX_ID_BYTES = 512
 """Longest id, in bytes of UTF-8. Three of them must fit a PostgreSQL index entry (2,704 bytes)."""
 
+_UNRESERVED = re.compile(r"[A-Za-z0-9_.~-]*")
+
 TURNS = "turns"
 """Last label of the namespace that holds what was said."""
 
@@ -152,11 +154,15 @@ def outbox_key(prefix: str, user_id: str) -> str:
 
 def escaped(value: str) -> str:
     """Return an id as ASCII, whatever characters it holds; different ones stay different."""
+    if _UNRESERVED.fullmatch(value):
+        return value  # as `quote` would, at length
     return quote(value.encode("utf-8", "surrogatepass"), safe="")
 
 
 def unescaped(value: str) -> str:
     """Return the id that `escaped` wrote so."""
+    if "%" not in value:
+        return value
     return unquote_to_bytes(value).decode("utf-8", "surrogatepass")
 
 
