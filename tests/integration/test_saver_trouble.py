@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, TypedDict
 
@@ -14,7 +15,7 @@ from langgraph.store.base import TTLConfig
 
 from langmem_stack import RedisSaver
 from langmem_stack.errors import ConfigurationError, InvalidInputError
-from langmem_stack.scope import checkpoint_keys
+from langmem_stack.scope import checkpoint_index, checkpoint_keys
 from tests.checkpoints import Checkpoints, at, checkpoint, raw
 from tests.conftest import Mode, Servers
 
@@ -173,3 +174,16 @@ def test_wrong_options_are_refused(opened: Opened, options: dict[str, Any]) -> N
     """Before a thread is written that expires too late, or that nobody can read."""
     with pytest.raises(ConfigurationError):
         opened(**options)
+
+
+def test_no_run_is_forgotten_before_its_thread(opened: Opened, client: redis.Redis, prefix: str) -> None:
+    """When the thread's entry in the index is made anew, those of all its runs are."""
+    checkpoints, index = opened(ttl={"default_ttl": 2 / 60}), checkpoint_index(prefix)
+    config = at()
+    for run, pause in (("a", 1.0), ("b", 1.3), ("c", 0)):
+        config = checkpoints.put({"configurable": config["configurable"] | {"run_id": run}}, run)
+        time.sleep(pause)
+
+    ends = {entry: client.zscore(f"{index}{entry}", "t") for entry in ("threads", "run:a", "run:b", "run:c")}
+
+    assert min(float(str(end)) for end in ends.values()) == ends["threads"]
