@@ -98,6 +98,7 @@ def test_a_call_goes_with_the_checkpoint_that_made_it(checkpoints: Checkpoints) 
         ):
             put(checkpoints, f"{root}1", "", namespace, root)
             put(checkpoints, f"{root}2", f"{root}1", namespace, root)
+    put(checkpoints, "11", "", "memory of the first run", "1")
 
     checkpoints("prune", ["t"])
 
@@ -106,6 +107,7 @@ def test_a_call_goes_with_the_checkpoint_that_made_it(checkpoints: Checkpoints) 
         ("2|inner:2", "22"),
         ("a|memory", "22"),
         ("memory", "22"),
+        ("memory of the first run", "11"),
         ("node:2", "22"),
         ("node:2|inner:2", "22"),
     ]
