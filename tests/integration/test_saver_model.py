@@ -30,15 +30,16 @@ class Reference(InMemorySaver):
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         for thread, namespaces in self.storage.items():
             for namespace, checkpoints in namespaces.items():
-                for name, (_, metadata, _) in [*checkpoints.items()]:
-                    if self.serde.loads_typed(metadata).get("run_id") in run_ids:
-                        self._drop(thread, namespace, name)
+                runs = {
+                    name: self.serde.loads_typed(metadata).get("run_id")
+                    for name, (_, metadata, _) in checkpoints.items()
+                }
+                self._drop(thread, namespace, [name for name, run in runs.items() if run in run_ids])
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         for thread in thread_ids:
             for namespace, checkpoints in self.storage[thread].items():
-                for name in sorted(checkpoints)[:-1]:
-                    self._drop(thread, namespace, name)
+                self._drop(thread, namespace, sorted(checkpoints)[:-1])
             if strategy == "delete":
                 self.delete_thread(thread)
 
@@ -65,9 +66,16 @@ class Reference(InMemorySaver):
     def _has(self, thread: str) -> list[bool]:
         return [*map(bool, self.storage[thread].values()), *(key[0] == thread for key in self.writes)]
 
-    def _drop(self, thread: str, namespace: str, name: str) -> None:
-        del self.storage[thread][namespace][name]
-        self.writes.pop((thread, namespace, name), None)
+    def _drop(self, thread: str, namespace: str, names: Sequence[str]) -> None:
+        """Delete checkpoints; what was below them is below what they were below."""
+        checkpoints = self.storage[thread][namespace]
+        above = {name: checkpoints.pop(name)[2] for name in names}
+        for name in names:
+            self.writes.pop((thread, namespace, name), None)
+        for name, (stored, metadata, parent) in [*checkpoints.items()]:
+            while parent in above:
+                parent = above[parent]  # noqa: PLW2901
+            checkpoints[name] = stored, metadata, parent
 
 
 Channels = dict[str, tuple[str, Any]]  # version and value; an empty one has None
@@ -94,6 +102,7 @@ class Two:
     def put(self, place: tuple[str, str, str], below: str, changes: dict[str, Any], run: str) -> None:
         """A checkpoint below another one, in which some channels have changed; None empties one."""
         thread, namespace, name = place
+        below = below if below < name else ""
         self.count += 1
         new = {channel: (f"{self.count:04}", value) for channel, value in changes.items()}
         channels = self.known.get((thread, namespace, below), {}) | new
