@@ -115,7 +115,9 @@ class Thread:
             args = (self.ttl, self.at.thread, "")
             ends = yield from lua(LUA["enter"], keys=self._index_keys(due), args=args)
             entries = [part for pair in zip(due, ends, strict=True) for part in pair]
-            if not (yield from self._run("note", *entries)):  # the thread has been deleted meanwhile
+            if not (
+                yield from self._run("note", *entries, ttl=self.ttl)
+            ):  # the thread has been deleted meanwhile
                 yield from self._leave(entries)
 
     def _leave(self, ends: Sequence[bytes]) -> Steps[None]:

@@ -55,10 +55,13 @@ end
 -- while it is to be removed. The last two are there only where the index is in other slots.
 local function known_of(entry) return tonumber(redis.call('HGET', known, entry) or 0) end
 
--- Of two calls that made an entry at once the later one's end counts, in whichever order they tell it.
+-- Of two calls that made an entry at once the later one's end counts, in whichever order they tell it; but one that
+-- is far too late, as the thread has been given a shorter time to live, does not.
+local function is_far(till, wanted) return ttl > 0 and till > wanted + 2 * ttl end
+
 local function note(entry, till)
-  local before, is_shorter = known_of(entry), known_of(entry) >= NEVER and tonumber(till) < NEVER
-  if before < tonumber(till) or is_shorter then redis.call('HSET', known, entry, till) end
+  local before, new = known_of(entry), tonumber(till)
+  if before < new or is_far(before, new) then redis.call('HSET', known, entry, till) end
 end
 
 local function expire()
@@ -69,12 +72,11 @@ local function expire()
 end
 
 -- The entries that have to be made, or made anew, for the thread to live on. With that among all threads all are
--- made anew: so none ends before it does, and it alone says when. It is also due when it ends far too late, as the
--- thread has been given a shorter time to live.
+-- made anew: so none ends before it does, and it alone says when.
 local function due_of(run)
   local needed = ttl == 0 and NEVER or now() + ttl
   local main = known_of('threads')
-  local due, all = {}, main < needed or ttl > 0 and main > needed + 2 * ttl
+  local due, all = {}, main < needed or is_far(main, needed)
   if all then due[1] = 'threads' end
   if run ~= '' and (all or known_of(run) < needed) then due[#due + 1] = run end
   if all or index == '' and redis.call('HEXISTS', known, OWED) == 1 then
@@ -253,6 +255,7 @@ local function link_over(names)
     while parents[parent] and not seen[parent] do
       seen[parent], parent = true, parents[parent]
     end
+    if parent == name then parent = '' end  -- where somebody has made a circle
     if record and parent ~= record.parent then
       local rest = string.sub(record.packed, 5 + #record.parent)
       redis.call('HSET', checkpoints, name, struct.pack('>I4', #parent) .. parent .. rest)

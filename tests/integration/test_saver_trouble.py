@@ -187,3 +187,30 @@ def test_no_run_is_forgotten_before_its_thread(opened: Opened, client: redis.Red
     ends = {entry: client.zscore(f"{index}{entry}", "t") for entry in ("threads", "run:a", "run:b", "run:c")}
 
     assert min(float(str(end)) for end in ends.values()) == ends["threads"]
+
+
+def test_a_shorter_time_is_noted(opened: Opened, client: redis.Redis, prefix: str) -> None:
+    """The index follows a thread that is given less time, and is not told again with each write."""
+    key, known = f"{checkpoint_index(prefix)}threads", checkpoint_keys(prefix, "t").keys[-1]
+    opened(ttl={"default_ttl": 1440}).put(at(), "1")
+    brief = opened(ttl=MINUTE)
+
+    brief.put(at(checkpoint="1"), "2")
+    first = client.zscore(key, "t")
+    brief.put(at(checkpoint="2"), "3")
+
+    assert client.zscore(key, "t") == first == float(str(client.hget(known, "threads"), "ascii"))  # type: ignore[arg-type]
+    assert 0 < int(client.pttl(key)) <= 2 * 60_000
+
+
+def test_a_circle_of_parents_ends(opened: Opened) -> None:
+    """Nothing that a caller makes up keeps Redis busy, and no checkpoint is below itself."""
+    checkpoints = opened()
+    checkpoints.put(at(checkpoint="5"), "3")
+    checkpoints.put(at(checkpoint="3"), "5")
+    assert checkpoints.history(at(), "a") == {"a": {"writes": []}}
+
+    checkpoints("prune", ["t"])
+
+    assert checkpoints.names(at()) == ["5"]
+    assert checkpoints.here(at()).parent_config is None
