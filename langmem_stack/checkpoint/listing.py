@@ -43,12 +43,13 @@ class Listing:
             places = yield from self._everywhere_steps()
         else:
             place, scope = place_of(config), config["configurable"]
-            if scope.get("checkpoint_ns") is not None and not place.checkpoint:
+            if scope.get("checkpoint_ns") is None:
+                places = yield from self._thread_steps(place.thread)
+                places = [one for one in places if place.checkpoint in ("", one.checkpoint)]
+            elif place.checkpoint:
+                places = [place]
+            else:
                 return (yield from self._namespace_steps(place, until))
-            places = yield from self._thread_steps(place.thread)
-            places = [one for one in places if not place.checkpoint or one.checkpoint == place.checkpoint]
-            if scope.get("checkpoint_ns") is not None:
-                places = [one for one in places if one.namespace == place.namespace]
         newest_first = sorted(places, key=lambda place: place.checkpoint, reverse=True)
         self._waiting = (place for place in newest_first if not until or place.checkpoint < until)
         return []

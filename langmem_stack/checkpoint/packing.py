@@ -30,11 +30,13 @@ def load(serde: SerializerProtocol, dumped: Sequence[bytes]) -> Any:
     return serde.loads_typed((text(kind), data))
 
 
-def part_off(kind: str, data: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return the name of data that are large, and them, and what stays in their place."""
+def dump_parted(serde: SerializerProtocol, value: Any) -> tuple[bytes, bytes, str, bytes]:
+    """Return as `dump`, but data that are large apart: their name, them, the kind, and what is left."""
+    kind, data = dump(serde, value)
     if len(data) < _LARGE:
-        return b"", b"", data
-    return hashlib.blake2b(kind.encode(*_TEXT) + b"\0" + data, digest_size=16).digest(), data, b""
+        return b"", b"", kind, data
+    name = hashlib.blake2b(kind.encode(*_TEXT) + b"\0" + data, digest_size=16).digest()
+    return name, data, kind, b""
 
 
 def join(*parts: bytes | str) -> bytes:

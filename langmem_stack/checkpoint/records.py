@@ -32,9 +32,9 @@ from langmem_stack.checkpoint.packing import (
     channel_digest,
     digest,
     dump,
+    dump_parted,
     join,
     load,
-    part_off,
     split,
     split_all,
     text,
@@ -162,9 +162,8 @@ def pack_checkpoint(
     entry = "" if run is None else run_entry(run)
     record = (
         parent.name if parent.checkpoint else "",
-        b"".join(
-            names.get(channel, _NO_VALUE) for channel in sorted(versions)
-        ),  # whatever order the serializer keeps
+        # Sorted, since a serializer may not keep the order of channels.
+        b"".join(names.get(channel, _NO_VALUE) for channel in sorted(versions)),
         b"".join(channel_digest(place.namespace, channel) for channel in deltas),
         entry,
         _root_name(place, known),
@@ -184,8 +183,7 @@ def pack_values(serde: SerializerProtocol, packed: Packed, names: Iterable[bytes
     """Yield some of a checkpoint's values, each behind its name."""
     for name in names:
         yield name
-        kind, data = dump(serde, packed.values[name])
-        reference, large, data = part_off(kind, data)
+        reference, large, kind, data = dump_parted(serde, packed.values[name])
         yield join(reference, kind, data)
         if reference:
             yield reference
@@ -208,7 +206,7 @@ def unpack_checkpoint(serde: SerializerProtocol, thread: Place, found: bytes) ->
     for at, (channel, value) in enumerate(zip(sorted(checkpoint["channel_versions"]), values, strict=True)):
         if value:
             channels[channel] = _load_value(serde, value)
-        elif names[at * 16 : at * 16 + 16] != _NO_VALUE:
+        elif not names.startswith(_NO_VALUE, at * len(_NO_VALUE)):
             raise _lost(f"channel {channel!r}", place)
     return CheckpointTuple(
         config=place.config,
@@ -239,8 +237,7 @@ def pack_writes(
         yield digest(place.name) + digest(task_id) + index.to_bytes(4, "big", signed=True)
         yield int(index < 0)
         name = channel_digest(place.namespace, channel)
-        kind, data = dump(serde, value)
-        reference, large, data = part_off(kind, data)
+        reference, large, kind, data = dump_parted(serde, value)
         yield join(name, reference, task_path, task_id, str(index), channel, kind, data)
         yield reference
         yield large

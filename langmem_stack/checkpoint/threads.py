@@ -115,9 +115,8 @@ class Thread:
             args = (self.ttl, self.at.thread, "")
             ends = yield from lua(LUA["enter"], keys=self._index_keys(due), args=args)
             entries = [part for pair in zip(due, ends, strict=True) for part in pair]
-            if not (
-                yield from self._run("note", *entries, ttl=self.ttl)
-            ):  # the thread has been deleted meanwhile
+            is_there = yield from self._run("note", *entries, ttl=self.ttl)
+            if not is_there:  # the thread has been deleted meanwhile
                 yield from self._leave(entries)
 
     def _leave(self, ends: Sequence[bytes]) -> Steps[None]:
