@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import BaseChatModel
 from langgraph.store.base import TTLConfig
 
 from langmem_stack.checkpoint import RedisSaver
@@ -21,7 +22,7 @@ from langmem_stack.io.engine import Engine
 from langmem_stack.io.postgres import Postgres
 from langmem_stack.io.redis import Redis
 from langmem_stack.io.redis_clients import Client
-from langmem_stack.models import resolve_embeddings
+from langmem_stack.models import OFFLINE, resolve_chat_model, resolve_embeddings
 from langmem_stack.settings import Settings
 from langmem_stack.store import PgVectorStore
 
@@ -38,6 +39,8 @@ class Parts:
     store: PgVectorStore
     documents: Documents
     checkpointer: RedisSaver | PostgresCheckpointer
+    model: BaseChatModel | None
+    """The chat model that forms episodes and facts."""
     servers: EmbeddedServers | None
 
     def close(self) -> None:
@@ -61,6 +64,7 @@ class Parts:
 
 def open_parts(
     embeddings: Embeddings | str | None,
+    chat_model: BaseChatModel | str | None,
     data: Path | None,
     targets: tuple[str | Client, str],
     settings: Settings,
@@ -72,6 +76,7 @@ def open_parts(
         EmbeddedServerError: The directory can't be used, or a server can't start.
     """
     model = resolve_embeddings(embeddings)
+    former = None if chat_model in (None, OFFLINE) else resolve_chat_model(chat_model)
     servers = EmbeddedServers.start(data) if data is not None else None
     target, postgres_url = (servers.redis_url, servers.postgres_url) if servers else targets
     try:
@@ -80,7 +85,8 @@ def open_parts(
         store = PgVectorStore(postgres, index={"embed": model, "fields": ["$"]})
         connections = Connections(postgres=postgres, redis=redis, embeddings=model)
         documents = Documents(connections, model, Engine(postgres_url))
-        parts = Parts(connections, redis, store, documents, _checkpointer(settings, redis, postgres), servers)
+        checkpointer = _checkpointer(settings, redis, postgres)
+        parts = Parts(connections, redis, store, documents, checkpointer, former, servers)
         if servers is not None:
             run(store.prepare_steps(), store.connections)
             parts.checkpointer.setup()

@@ -33,7 +33,8 @@ class Settings(BaseSettings):
     )
     model: str | None = Field(
         default=None,
-        description="chat model of the command line, as 'provider:model' or 'offline'; unset: offline",
+        description="chat model that forms episodes and facts, and of the command line, as 'provider:model'; "
+        "unset or 'offline': none is formed, and the command line quotes memory",
     )
     redis_prefix: str = Field(
         default=DEFAULT_PREFIX, min_length=1, description="what all keys in Redis begin with"
@@ -56,6 +57,27 @@ class Settings(BaseSettings):
         default=40, gt=0, description="messages of the running conversation that a model is shown, at most"
     )
     recall_limit: int = Field(default=8, gt=0, description="memories that a turn recalls, at most")
+    formation_idle: float = Field(
+        default=300.0, ge=0, description="seconds after its last message in which a conversation is formed"
+    )
+    formation_messages: int = Field(
+        default=40, gt=0, description="messages after which it is formed although it goes on"
+    )
+    formation_tokens: int = Field(
+        default=4000,
+        gt=0,
+        description="tokens after which it is formed although it goes on; at most so many go into one call "
+        "of the model",
+    )
+    formation_calls_per_job: int = Field(
+        default=50, gt=0, description="calls of the model in one job; what is left is a job of its own"
+    )
+    formation_calls_per_day: int | None = Field(
+        default=None, ge=0, description="calls of the model in a day (UTC), by all workers; unset: no limit"
+    )
+    formation_tokens_per_day: int | None = Field(
+        default=None, ge=0, description="tokens of these calls in a day, in and out; unset: no limit"
+    )
 
 
 def with_checkpointer(settings: Settings, place: CheckpointerKind | None) -> Settings:
