@@ -7,8 +7,11 @@
      ├─ ClosedError                an object was used after its close()
      ├─ StorageError               a server answered with an error
      │   ├─ StorageUnavailableError   a server is not reachable; the same call may succeed later
-     │   └─ CorruptDataError          what lies in storage is not what we wrote
+     │   ├─ CorruptDataError          what lies in storage is not what we wrote
+     │   └─ ConflictError            somebody else changed the same meanwhile; nothing was written
      ├─ ModelError                 the chat model failed
+     │   └─ FormationError            it answered, but not in the form that was asked for
+     ├─ BudgetError                what the models may be asked for in a day is used up
      ├─ EmbeddingError             the embedding model failed
      └─ EmbeddedServerError        an embedded PostgreSQL or Redis could not be started or stopped
 
@@ -18,12 +21,17 @@ password.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 __all__ = [
+    "BudgetError",
     "ClosedError",
     "ConfigurationError",
+    "ConflictError",
     "CorruptDataError",
     "EmbeddedServerError",
     "EmbeddingError",
+    "FormationError",
     "InvalidInputError",
     "LangmemStackError",
     "ModelError",
@@ -65,12 +73,29 @@ class CorruptDataError(StorageError):
     """What is stored under a key or in a row is not something that this package wrote."""
 
 
+class ConflictError(StorageError):
+    """Somebody else changed the same meanwhile; nothing was written."""
+
+
 class EmbeddingError(LangmemStackError):
     """The embedding model failed or answered with vectors of the wrong shape."""
 
 
 class ModelError(LangmemStackError):
     """The chat model failed; its own error is the cause."""
+
+
+class FormationError(ModelError):
+    """The chat model answered, twice, in a form from which no memories can be read."""
+
+
+class BudgetError(LangmemStackError):
+    """What the models of background work may be asked for in a day is used up."""
+
+    def __init__(self, message: str, until: datetime) -> None:
+        super().__init__(message)
+        self.until = until
+        """When there is a new budget."""
 
 
 class EmbeddedServerError(LangmemStackError):

@@ -9,7 +9,7 @@ serves alone, and the result says which one is missing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -19,12 +19,10 @@ from langchain_core.messages import BaseMessage
 from langmem_stack.errors import StorageUnavailableError
 from langmem_stack.io.steps import Steps, together, transaction
 from langmem_stack.outbox import Outbox
-from langmem_stack.recall import Memory, memories, recall_op
+from langmem_stack.recall import Memory, Recall, recall_steps
 from langmem_stack.scope import thread_keys
 from langmem_stack.settings import Settings
 from langmem_stack.store import PgVectorStore
-from langmem_stack.store.embedding import embed_query
-from langmem_stack.store.search import search_items, search_statement
 from langmem_stack.transcript import (
     Entry,
     clear_steps,
@@ -60,7 +58,7 @@ class RecordedConversation:
         """Name the session; its ids were checked."""
         self.user_id, self.session_id = user_id, session_id
         self._store, self._settings = store, settings
-        self._outbox = Outbox(store, settings.redis_prefix, user_id)
+        self._outbox = Outbox(store, settings, user_id)
         # One message more than the window tells a window that was cut from one that was not.
         self._limit = settings.window + 1
         keys = thread_keys(settings.redis_prefix, user_id, session_id)
@@ -84,12 +82,14 @@ class RecordedConversation:
         running = yield from self._reconciled(working, record, self._limit, degraded)
         recent = newest(running.messages, whole=running.whole, size=self._settings.window)
         shown = {message.id for message in recent}
-        unseen = [
-            memory
-            for memory in recalled
-            if memory.session_id != self.session_id or shown.isdisjoint(memory.message_ids)
-        ]
+        unseen = [memory for memory in recalled if not self._shows(shown, memory)]
         return Loaded(running.summary, recent, unseen[: self._settings.recall_limit], degraded)
+
+    def _shows(self, shown: Collection[str | None], memory: Memory) -> bool:
+        """Whether all that a memory comes from is shown as it was said."""
+        return bool(memory.sources) and all(
+            source.session_id == self.session_id and source.message_id in shown for source in memory.sources
+        )
 
     def read_steps(self, limit: int | None = None) -> Steps[Running]:
         """Read the running conversation: a round trip to each tier.
@@ -220,16 +220,14 @@ class RecordedConversation:
 
     def _read_record(self, question: str) -> Steps[tuple[str, list[str], list[Memory], bool]]:
         """Return as `_read_tail`, and what is recalled, and whether the model could be asked."""
-        index, model = yield from self._store.model_steps()
-        # A message without words, such as a picture, asks memory nothing.
-        vector = (yield from embed_query(question, model)) if question else None
         # Some of what is found may be in the window; what is left should still fill the limit.
-        op = recall_op(self.user_id, question, self._settings.recall_limit + self._settings.window)
-        tail, found = yield from transaction(
-            tail_ids_statement(self.user_id, self.session_id, self._limit),
-            search_statement(op, index, model, vector),
+        limit, window = self._settings.recall_limit, self._settings.window
+        recalled, [tail], embedded = yield from recall_steps(
+            self._store,
+            Recall(self.user_id, question, limit, spare=window),
+            [tail_ids_statement(self.user_id, self.session_id, self._limit)],
         )
-        return *tail_ids(tail), memories(search_items(found, model)), vector is not None or not question
+        return *tail_ids(tail), recalled, embedded
 
     def _reconciled(
         self, working: Running, record: Sequence[Any], limit: int | None, degraded: list[str]

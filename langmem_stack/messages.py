@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from langchain_core.messages import (
 
 from langmem_stack.errors import CorruptDataError, InvalidInputError
 
+BLOCK_BEGINS, BLOCK_ENDS = "<memories>", "</memories>"
+"""What stands around recalled memories in a prompt. No text of a memory can contain them."""
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _NONE = object()  # no default
@@ -156,6 +159,22 @@ def text_of(message: BaseMessage) -> str:
     return "\n".join(part for part in parts if isinstance(part, str) and part).strip()
 
 
+def said_text(message: BaseMessage) -> str:
+    """Return `text_of` a message without what recall had put into it: that is not formed or found again."""
+    said, text = "", text_of(message)
+    while True:
+        begins = text.find(f"{BLOCK_BEGINS}\n")
+        ends = text.find(BLOCK_ENDS, begins)
+        if begins < 0 or ends < 0:
+            return (said + text).strip()
+        said, text = said + text[:begins], text[ends + len(BLOCK_ENDS) :]
+
+
+def escaped_line(text: str) -> str:
+    """Return text on one line that can't end the block around it in a prompt."""
+    return html.escape(" ".join(text.split()), quote=False)
+
+
 def storable_text(text: str) -> str:
     """Return text with what PostgreSQL can't hold (NUL, lone surrogates) replaced by U+FFFD."""
     return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
@@ -163,7 +182,7 @@ def storable_text(text: str) -> str:
 
 def is_said(message: BaseMessage) -> bool:
     """Whether this is something that a person or the agent said, rather than tool traffic."""
-    return isinstance(message, HumanMessage | AIMessage) and bool(text_of(message))
+    return isinstance(message, HumanMessage | AIMessage) and bool(said_text(message))
 
 
 def _shortened(text: str | bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from langmem_stack.checkpoint import RedisSaver
 from langmem_stack.documents import Documents
 from langmem_stack.embedded import EmbeddedServers
 from langmem_stack.errors import ConfigurationError
+from langmem_stack.formation import Former
+from langmem_stack.io.binding import Binding
 from langmem_stack.io.drivers import Connections, run
 from langmem_stack.io.engine import Engine
 from langmem_stack.io.postgres import Postgres
@@ -28,6 +30,9 @@ from langmem_stack.store import PgVectorStore
 
 if TYPE_CHECKING:
     from langmem_stack.checkpoint.postgres import PostgresCheckpointer
+    from langmem_stack.jobs import WorkerThread
+
+_GRACE = 3.0  # seconds that a job in this process has to end when the memory is closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +44,11 @@ class Parts:
     store: PgVectorStore
     documents: Documents
     checkpointer: RedisSaver | PostgresCheckpointer
-    model: BaseChatModel | None
-    """The chat model that forms episodes and facts."""
+    former: Former | None
+    """Forms episodes and facts; None where there is no chat model for it."""
     servers: EmbeddedServers | None
+    worker: WorkerThread | None = None
+    """Forms what is due, on embedded servers; for others there is ``langmem-stack worker``."""
 
     def close(self) -> None:
         """Close all, the servers last; if one fails, the others are closed nonetheless."""
@@ -51,6 +58,8 @@ class Parts:
             closing_all.callback(self.connections.close)
             closing_all.callback(self.documents.close)
             closing_all.callback(self.store.close)
+            if self.worker is not None:
+                closing_all.callback(self.worker.stop)
 
     async def aclose(self) -> None:
         """As `close`."""
@@ -60,6 +69,8 @@ class Parts:
             closing_all.push_async_callback(self.connections.aclose)
             closing_all.push_async_callback(self.documents.aclose)
             closing_all.push_async_callback(self.store.aclose)
+            if self.worker is not None:
+                closing_all.push_async_callback(asyncio.to_thread, self.worker.stop)
 
 
 def open_parts(
@@ -75,26 +86,47 @@ def open_parts(
         ConfigurationError: The embedding model or a server can't be used.
         EmbeddedServerError: The directory can't be used, or a server can't start.
     """
+    binding = _binding(settings, embedded=data is not None)
     model = resolve_embeddings(embeddings)
-    former = None if chat_model in (None, OFFLINE) else resolve_chat_model(chat_model)
+    chat = None if chat_model in (None, OFFLINE) else resolve_chat_model(chat_model)
     servers = EmbeddedServers.start(data) if data is not None else None
     target, postgres_url = (servers.redis_url, servers.postgres_url) if servers else targets
     try:
         redis, postgres = Redis(target), Postgres(postgres_url)
         # A graph's own items are found by all their text; turns name the text they are found by.
-        store = PgVectorStore(postgres, index={"embed": model, "fields": ["$"]})
-        connections = Connections(postgres=postgres, redis=redis, embeddings=model)
+        store = PgVectorStore(postgres, index={"embed": model, "fields": ["$"]}, binding=binding)
+        connections = Connections(postgres=postgres, redis=redis, embeddings=model, binding=binding)
         documents = Documents(connections, model, Engine(postgres_url))
         checkpointer = _checkpointer(settings, redis, postgres)
+        former = None if chat is None else Former(store, chat, settings)
         parts = Parts(connections, redis, store, documents, checkpointer, former, servers)
         if servers is not None:
             run(store.prepare_steps(), store.connections)
             parts.checkpointer.setup()
+            if former is not None:
+                parts = replace(parts, worker=_worker(postgres_url, former, connections))
     except BaseException:
         if servers is not None:
             servers.stop()
         raise
     return parts
+
+
+def _binding(settings: Settings, *, embedded: bool) -> Binding | None:
+    if settings.row_level_security_key is None:
+        return None
+    if embedded:
+        raise ConfigurationError(
+            "embedded servers have no role but a superuser, who is not subject to row-level security; leave "
+            "out row_level_security_key, or pass postgres_url"
+        )
+    return Binding(settings.row_level_security_key.get_secret_value())
+
+
+def _worker(postgres_url: str, former: Former, connections: Connections) -> WorkerThread:
+    from langmem_stack.jobs import Pace, Worker, WorkerThread  # noqa: PLC0415  # not everybody needs it
+
+    return WorkerThread(Worker(postgres_url, former, connections, pace=Pace(grace=_GRACE)))
 
 
 def _checkpointer(settings: Settings, redis: Redis, postgres: Postgres) -> RedisSaver | PostgresCheckpointer:

@@ -10,6 +10,7 @@ from langmem_stack.errors import CorruptDataError
 from langmem_stack.io.steps import Steps, commands
 from langmem_stack.messages import decode, encode
 from langmem_stack.scope import outbox_key
+from langmem_stack.settings import Settings
 from langmem_stack.store import PgVectorStore
 from langmem_stack.transcript import Entry, append_steps
 
@@ -17,10 +18,10 @@ from langmem_stack.transcript import Entry, append_steps
 class Outbox:
     """The messages of one user that wait to be recorded; its methods are steps."""
 
-    def __init__(self, store: PgVectorStore, prefix: str, user_id: str) -> None:
+    def __init__(self, store: PgVectorStore, settings: Settings, user_id: str) -> None:
         """Name the user, whose id was checked, and where to record."""
-        self._store, self._user_id = store, user_id
-        self.key = outbox_key(prefix, user_id)
+        self._store, self._settings, self._user_id = store, settings, user_id
+        self.key = outbox_key(settings.redis_prefix, user_id)
 
     def put_steps(self, entries: Sequence[Entry]) -> Steps[None]:
         """Let entries wait, behind those that do already."""
@@ -36,7 +37,7 @@ class Outbox:
 
         Doing so twice, or in two processes at once, changes nothing: each message is recorded once.
         """
-        yield from append_steps(self._store, [*map(self._entry, lines), *then])
+        yield from append_steps(self._store, self._settings, [*map(self._entry, lines), *then])
         if lines:
             # By value: new lines may have come meanwhile, and another process may have been here.
             yield from commands(*(("LREM", self.key, 1, line) for line in lines))

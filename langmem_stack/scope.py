@@ -22,6 +22,12 @@ _UNRESERVED = re.compile(r"[A-Za-z0-9_.~-]*")
 
 TURNS = "turns"
 """Last label of the namespace that holds what was said."""
+EPISODES = "episodes"
+"""Last label of the namespace that holds what happened in conversations."""
+FACTS = "facts"
+"""Last label of the namespace that holds the facts that are believed now."""
+SUPERSEDED = "superseded"
+"""Last label of the namespace that holds the facts that once were, and episodes that were rolled up."""
 
 
 def checked_id(name: str, value: object) -> str:
@@ -48,6 +54,14 @@ def checked_id(name: str, value: object) -> str:
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A message of a user's transcript, from which a memory comes."""
+
+    session_id: str
+    message_id: str
+
+
 def turns_namespace(user_id: str) -> tuple[str, ...]:
     """Return the namespace of what was said to and by this user's agents."""
     return (user_id, TURNS)
@@ -58,6 +72,12 @@ def turn_key(session_id: str, message_id: str) -> str:
     key = f"{escaped(session_id)}/{escaped(message_id)}"
     # Escapes make an id up to three times as long; a digest keeps the key within an index entry.
     return key if len(key) <= MAX_ID_BYTES else f"sha256/{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def episode_key(session_id: str, last: int) -> str:
+    """Return the item key of the episode that ends with the message at this position."""
+    key = f"episode/{escaped(session_id)}/{last}"
+    return key if len(key) <= MAX_ID_BYTES else f"episode/sha256/{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True)

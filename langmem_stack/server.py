@@ -28,7 +28,8 @@ async def store() -> AsyncGenerator[PgVectorStore]:
         StorageUnavailableError: A server is not reachable.
     """
     async with _memory() as memory:
-        memory.store.start_ttl_sweeper()  # the server leaves that to a store that is not its own
+        if memory.settings.row_level_security_key is None:  # else it is the owner's to do
+            memory.store.start_ttl_sweeper()  # the server leaves that to a store that is not its own
         yield memory.store
 
 

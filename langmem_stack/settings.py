@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from langmem_stack.errors import ConfigurationError
@@ -35,6 +35,16 @@ class Settings(BaseSettings):
         default=None,
         description="chat model that forms episodes and facts, and of the command line, as 'provider:model'; "
         "unset or 'offline': none is formed, and the command line quotes memory",
+    )
+    row_level_security_key: SecretStr | None = Field(
+        default=None,
+        description="secret of 32 characters or more with which each request to PostgreSQL is bound to a "
+        "user, whose rows alone it sees and writes then; unset: off",
+    )
+    row_level_security_role: str = Field(
+        default="langmem_app",
+        min_length=1,
+        description="role of PostgreSQL as which the application connects",
     )
     redis_prefix: str = Field(
         default=DEFAULT_PREFIX, min_length=1, description="what all keys in Redis begin with"
@@ -69,6 +79,11 @@ class Settings(BaseSettings):
         description="tokens after which it is formed although it goes on; at most so many go into one call "
         "of the model",
     )
+    compact_after: float | None = Field(
+        default=None,
+        gt=0,
+        description="days after which episodes become summaries of their month, by workers; unset: never",
+    )
     formation_calls_per_job: int = Field(
         default=50, gt=0, description="calls of the model in one job; what is left is a job of its own"
     )
@@ -77,6 +92,25 @@ class Settings(BaseSettings):
     )
     formation_tokens_per_day: int | None = Field(
         default=None, ge=0, description="tokens of these calls in a day, in and out; unset: no limit"
+    )
+
+    retention_turns: float | None = Field(
+        default=None, gt=0, description="days after which a turn is not found any more; unset: never"
+    )
+    retention_episodes: float | None = Field(
+        default=None, gt=0, description="days after which an episode is deleted; unset: never"
+    )
+    retention_facts: float | None = Field(
+        default=None,
+        gt=0,
+        description="days after which a fact is deleted, since it began to hold or, superseded, ceased to; "
+        "unset: never",
+    )
+    retention_transcript: float | None = Field(
+        default=None,
+        gt=0,
+        description="days after which a message is deleted, with a model only once it is formed; "
+        "unset: never",
     )
 
 

@@ -16,8 +16,10 @@ from langchain_core.messages import BaseMessage, HumanMessage
 
 from langmem_stack.errors import InvalidInputError
 from langmem_stack.io.steps import Row, Statement, Steps, query, transaction
-from langmem_stack.messages import decode, encode, is_said, storable_text, text_of
-from langmem_stack.scope import checked_id, turn_key, turns_namespace
+from langmem_stack.messages import decode, encode, is_said, said_text, storable_text
+from langmem_stack.queue import queue_sessions_statement
+from langmem_stack.scope import Source, checked_id, turn_key, turns_namespace
+from langmem_stack.settings import Settings
 from langmem_stack.sql import load
 from langmem_stack.store import PgVectorStore
 from langmem_stack.store.embedding import Text, embed_texts, put_texts_statements
@@ -71,8 +73,9 @@ class Session:
     """When its newest message was said."""
 
 
-def append_steps(store: PgVectorStore, entries: Sequence[Entry]) -> Steps[int]:
-    """Record messages, each once and in order, and make what was said searchable: one transaction.
+def append_steps(store: PgVectorStore, settings: Settings, entries: Sequence[Entry]) -> Steps[int]:
+    """Record messages, each once and in order, make what was said searchable, and queue the forming of
+    memories from it: one transaction.
 
     Returns:
         How many messages were new; those whose id the session already has change nothing.
@@ -84,14 +87,17 @@ def append_steps(store: PgVectorStore, entries: Sequence[Entry]) -> Steps[int]:
         first.setdefault((entry.user_id, entry.session_id, entry.message_id), entry)
     messages = _message_columns(first.values())  # encodes, and so refuses, before any model is called
     index, model = yield from store.model_steps()
-    turns = [_turn(entry) for entry in first.values() if is_said(entry.message)]
+    turns = [turn_of(entry) for entry in first.values() if is_said(entry.message)]
     vectors = yield from embed_texts((turn["value"][_TEXT] for turn in turns), model)
     texts = [
         Text(turn["namespace"], turn["key"], _TEXT, turn["value"][_TEXT], turn["value"]) for turn in turns
     ]
+    sessions = dict.fromkeys((entry.user_id, entry.session_id) for entry in first.values())
+    users, names = zip(*sessions, strict=True)
     _, appended, *_ = yield from transaction(
         Statement(SQL["lock_sessions"], messages),
         Statement(SQL["append_messages"], messages),
+        queue_sessions_statement(users, names, settings, appended=True),
         lock_namespaces_statement((turn["namespace"], True, False) for turn in turns),
         Statement(SQL["index_turns"], {"turns": json.dumps(turns)}),
         *put_texts_statements(texts, vectors, index, model),
@@ -106,6 +112,27 @@ def read_steps(user_id: str, session_id: str, limit: int | None = None) -> Steps
     where = f"session {session_id!r} of user {user_id!r} in the transcript"
     return [
         Entry(user_id, session_id, row["message_id"], decode(row["message"], where=where), row["occurred_at"])
+        for row in rows
+    ]
+
+
+def sources_steps(user_id: str, sources: Sequence[Source]) -> Steps[list[Entry]]:
+    """Read messages by their sessions and ids, in this order; those that are not there are left out."""
+    rows = yield from query(
+        SQL["sources"],
+        user_id=user_id,
+        session_ids=[source.session_id for source in sources],
+        message_ids=[source.message_id for source in sources],
+    )
+    where = f"the transcript of user {user_id!r}"
+    return [
+        Entry(
+            user_id,
+            row["session_id"],
+            row["message_id"],
+            decode(row["message"], where=where),
+            row["occurred_at"],
+        )
         for row in rows
     ]
 
@@ -160,14 +187,10 @@ def clear_steps(user_id: str, session_id: str) -> Steps[None]:
     yield from query(SQL["clear"], user_id=user_id, session_id=session_id)
 
 
-def forget_statements(user_id: str) -> list[Statement]:
-    """Return the statements that delete a user's messages, then sessions; each returns a row for each."""
-    return [Statement(SQL[name], {"user_id": user_id}) for name in ("forget_messages", "forget_sessions")]
-
-
 def _message_columns(entries: Iterable[Entry]) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("user_ids", "session_ids", "message_ids", "messages", "occurred_at")
+        name: []
+        for name in ("user_ids", "session_ids", "message_ids", "messages", "occurred_at", "characters")
     }
     for entry in entries:
         columns["user_ids"].append(entry.user_id)
@@ -175,12 +198,13 @@ def _message_columns(entries: Iterable[Entry]) -> dict[str, list[Any]]:
         columns["message_ids"].append(entry.message_id)
         columns["messages"].append(encode(entry.message))
         columns["occurred_at"].append(entry.occurred_at)
+        columns["characters"].append(len(said_text(entry.message)) if is_said(entry.message) else 0)
     return columns
 
 
-def _turn(entry: Entry) -> Mapping[str, Any]:
+def turn_of(entry: Entry) -> Mapping[str, Any]:
     """Return what `index_turns` stores of a message. The transcript is exact; this text is cleaned."""
-    said = storable_text(text_of(entry.message))
+    said = storable_text(said_text(entry.message))
     speaker = storable_text(entry.message.name or "")
     value = {
         _TEXT: f"{speaker}: {said}" if speaker else said,

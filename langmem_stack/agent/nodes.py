@@ -15,12 +15,12 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.tools import BaseTool
 
 from langmem_stack.agent.state import MemoryContext, MemoryState
+from langmem_stack.context import memory_block
 from langmem_stack.errors import InvalidInputError
 from langmem_stack.exchange import Loaded, RecordedConversation
 from langmem_stack.io.steps import Steps
 from langmem_stack.messages import text_of
 from langmem_stack.models import resolve_chat_model
-from langmem_stack.recall import memory_block
 from langmem_stack.stack import MemoryStack
 from langmem_stack.summarizing.prompts import summary_message
 
@@ -35,10 +35,10 @@ def load_context_node(memory: MemoryStack) -> Node:
     """
 
     def load(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
-        return _loaded(memory.perform(_load_steps(memory, state, config)))
+        return _loaded(memory.perform(_load_steps(memory, state, config), _user(config)))
 
     async def aload(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
-        return _loaded(await memory.aperform(_load_steps(memory, state, config)))
+        return _loaded(await memory.aperform(_load_steps(memory, state, config), _user(config)))
 
     return RunnableLambda(load, aload, name="load_context")
 
@@ -67,10 +67,10 @@ def write_back_node(memory: MemoryStack) -> Node:
     """
 
     def write(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
-        return _written(state, memory.perform(_record_steps(memory, state, config)))
+        return _written(state, memory.perform(_record_steps(memory, state, config), _user(config)))
 
     async def awrite(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
-        return _written(state, await memory.aperform(_record_steps(memory, state, config)))
+        return _written(state, await memory.aperform(_record_steps(memory, state, config), _user(config)))
 
     return RunnableLambda(write, awrite, name="write_back")
 
@@ -99,6 +99,12 @@ def _conversation(memory: MemoryStack, config: RunnableConfig) -> RecordedConver
                 '{"configurable": {"user_id": "...", "thread_id": "..."}}'
             )
     return memory.conversation(str(scope["user_id"]), str(scope["thread_id"]))
+
+
+def _user(config: RunnableConfig) -> str | None:
+    """Return whose rows the steps need; they refuse to run without one."""
+    user = config.get("configurable", {}).get("user_id")
+    return None if user is None else str(user)
 
 
 def _question(state: MemoryState) -> str:

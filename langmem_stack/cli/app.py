@@ -47,6 +47,13 @@ Model: TypeAlias = Annotated[
     ),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+User: TypeAlias = Annotated[
+    str, typer.Option("--user", "-u", metavar="USER", help="Whose.", show_default=False)
+]
+Yes: TypeAlias = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Days: TypeAlias = Annotated[
+    float | None, typer.Option(metavar="DAYS", min=0.001, help="Older than this.", show_default=False)
+]
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001  # typer calls it so
@@ -110,6 +117,7 @@ def import_transcript(
     as_json: Json = False,
 ) -> None:
     """Record a JSONL transcript: a message a line, with `id, user_id, session_id, role, name, content, at`.
+    Or take in what `export` wrote.
 
     `role` is user or assistant, `at` ISO 8601 (UTC where it has no zone), `name` may be left out. Running
     it twice adds nothing. A bad line is reported with its number and the rest is kept; the exit code
@@ -196,19 +204,171 @@ def reembed(
 def worker(
     data: Data = None,
     every: Annotated[
-        float, typer.Option("--every", metavar="SECONDS", min=0.1, help="Pause between rounds.")
+        float,
+        typer.Option(
+            "--every", metavar="SECONDS", min=0.1, help="Pause between looks for texts without vectors."
+        ),
     ] = 30.0,
-    once: Annotated[bool, typer.Option("--once", help="Do one round and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Do what is due now and end.")] = False,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", metavar="JOBS", min=1, help="Jobs at the same time.")
+    ] = 4,
+    health_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--health-file",
+            metavar="FILE",
+            help="Touched every 5 seconds while the database answers.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Do what was put off: give vectors to texts whose embedding model was out of reach.
+    """Form episodes and facts from what was said, and give vectors to texts that have none yet.
 
-    One is enough; several do no harm, but embed the same texts. SIGTERM ends it after its round.
+    Any number of workers share the jobs; embedding is enough for one. It needs LANGMEM_STACK_MODEL to form
+    anything. SIGTERM lets it finish what it is doing, for 20 seconds at most.
 
-    Example: `langmem-stack worker --every 10`
+    Example: `langmem-stack worker --concurrency 8`
     """
     from langmem_stack.cli import worker
 
-    worker.work(data, every=every, once=once)
+    raise typer.Exit(
+        worker.work(data, every=every, once=once, concurrency=concurrency, health_file=health_file)
+    )
+
+
+@app.command()
+def jobs(
+    user: Annotated[
+        str | None, typer.Option("--user", "-u", metavar="USER", help="Of whom.", show_default=False)
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only those that failed.")] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """List the sessions that are to be formed: which wait, which are being formed, which failed and why.
+
+    Example: `langmem-stack jobs --failed`
+    """
+    from langmem_stack.cli import jobs
+
+    jobs.show(user, data, failed=failed, as_json=as_json)
+
+
+@app.command()
+def retry(
+    number: Annotated[
+        int | None, typer.Argument(metavar="ID", help="The job, as jobs lists it.", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that failed.")] = False,
+    data: Data = None,
+) -> None:
+    """Let jobs that failed be tried again.
+
+    Example: `langmem-stack retry 17`, or `langmem-stack retry --all`
+    """
+    from langmem_stack.cli import jobs
+
+    if (number is None) != everything:
+        raise typer.BadParameter("name a job by its ID, or all by --all")
+    raise typer.Exit(jobs.retry(number, data))
+
+
+@app.command()
+def forget(
+    user: User,
+    session: Annotated[
+        str | None,
+        typer.Option("--session", metavar="SESSION", help="Only this session.", show_default=False),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="KEY", help="Only the memory of this key.", show_default=False),
+    ] = None,
+    data: Data = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Erase a user, a session or a memory from both servers, and print a receipt.
+
+    Repeating it is safe; if a server is down, it is completed by the worker or by the next call. What it
+    had to leave, such as a thread's checkpoints that name no user, is told, and the exit code is 1 then.
+
+    Example: `langmem-stack forget --user priya`
+    """
+    from langmem_stack.cli import custody
+
+    if session is not None and memory is not None:
+        raise typer.BadParameter("name a session or a memory, not both")
+    raise typer.Exit(custody.forget(user, session, memory, data, yes=yes, as_json=as_json))
+
+
+@app.command()
+def export(
+    user: User,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="Where to; by default standard output.", show_default=False),
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Write all that is kept of a user as JSONL, which `import` reads.
+
+    Example: `langmem-stack export --user priya priya.jsonl`
+    """
+    from langmem_stack.cli import custody
+
+    custody.export(user, file, data)
+
+
+@app.command()
+def rebuild(
+    user: User,
+    derived: Annotated[
+        bool, typer.Option("--derived", help="Episodes and facts too: drop them, to be formed again.")
+    ] = False,
+    data: Data = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Make what is found of a user's messages again from the transcript, which stays as it is.
+
+    Example: `langmem-stack rebuild --user priya`
+    """
+    from langmem_stack.cli import custody
+
+    raise typer.Exit(custody.rebuild(user, data, derived=derived, yes=yes, as_json=as_json))
+
+
+@app.command()
+def retain(
+    user: Annotated[
+        str | None,
+        typer.Option("--user", "-u", metavar="USER", help="Of whom; by default of all.", show_default=False),
+    ] = None,
+    turns_days: Days = None,
+    episodes_days: Days = None,
+    facts_days: Days = None,
+    transcript_days: Days = None,
+    data: Data = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Delete what is older than so many days, by kind; without options as the settings say.
+
+    A turn that goes stays in the transcript, a message that goes takes its turn along.
+
+    Example: `langmem-stack retain --turns-days 365 --facts-days 730`
+    """
+    from langmem_stack.cli import custody
+
+    days = {
+        "turns": turns_days,
+        "episodes": episodes_days,
+        "facts": facts_days,
+        "transcript": transcript_days,
+    }
+    raise typer.Exit(custody.retain(user, days, data, yes=yes, as_json=as_json))
 
 
 @app.callback()
@@ -223,7 +383,7 @@ def main(
 @contextmanager
 def _quiet_logs() -> Iterator[None]:
     """What the drivers would log, the command says once, in its own words."""
-    loggers = [logging.getLogger(name) for name in ("psycopg.pool", "langmem_stack")]
+    loggers = [logging.getLogger(name) for name in ("psycopg.pool", "procrastinate", "langmem_stack")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

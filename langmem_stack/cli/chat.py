@@ -35,7 +35,7 @@ _HELP = "/memory shows what I know, /memory QUESTION what I recall, /history all
 def chat(user: str, thread_id: str, data: Path | None, model: str | None) -> None:
     """Resume the conversation, then answer each line until the user leaves."""
     user = user or getpass.getuser()
-    with open_memory(data) as memory:
+    with open_memory(data, model=model) as memory:
         agent = create_memory_agent(model_name(model), memory=memory)
         entries = memory.transcript(user, thread_id)
         console.print(f"[dim]user {plain(user)}, thread {plain(thread_id)}; {_HELP}[/]")
@@ -83,7 +83,7 @@ def _command(line: str, memory: MemoryStack, user: str, thread_id: str) -> bool:
 def _known(memory: MemoryStack, user: str) -> Table:
     """Return the newest of what the user said, in all conversations."""
     op = SearchOp(turns_namespace(user), filter={"role": "user"}, limit=_SHOWN)
-    items = memory.perform(memory.store.search_steps(op))
+    items = memory.perform(memory.store.search_steps(op), user)
     sessions = memory.sessions(user)
     total = sum(session.messages for session in sessions)
     table = Table(

@@ -22,13 +22,22 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _DEFAULT_DATA = Path("memory")
 
 
-def open_memory(data: Path | None, *, embeddings: str | None = None) -> MemoryStack:
-    """Return the memory that the options and the environment name; ``./memory`` if they name none."""
+def directory(data: Path | None) -> Path | None:
+    """Return where embedded servers have their data, ``./memory`` if nothing is named; None: not embedded."""
     settings = read_settings()
-    configured = settings.redis_url or settings.postgres_url or settings.data
-    return MemoryStack(
-        data=data or (None if configured else _DEFAULT_DATA), embeddings=embeddings, settings=settings
-    )
+    if data is not None or settings.redis_url or settings.postgres_url:
+        return data
+    return settings.data or _DEFAULT_DATA
+
+
+def open_memory(
+    data: Path | None, *, embeddings: str | None = None, model: str | None = OFFLINE
+) -> MemoryStack:
+    """Return the memory that the options and the environment name.
+
+    Without a chat model a command does none of the background work on embedded servers; None: the setting.
+    """
+    return MemoryStack(data=directory(data), embeddings=embeddings, model=model, settings=read_settings())
 
 
 def model_name(given: str | None) -> str:
@@ -41,9 +50,9 @@ def plain(text: str) -> str:
     return escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
-def counted(number: int, thing: str) -> str:
+def counted(number: int, thing: str, things: str | None = None) -> str:
     """Return a number of things in words: "1 message", "2 messages"."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+    return f"{number} {thing if number == 1 else things or f'{thing}s'}"
 
 
 def complain(message: str) -> None:
@@ -56,10 +65,11 @@ def memories_table(memories: Iterable[Memory], title: str) -> Table:
     table = Table(
         title=title, title_justify="left", title_style="dim", header_style="dim", box=None, pad_edge=False
     )
-    table.add_column("said on", no_wrap=True)
+    table.add_column("date", no_wrap=True)
     table.add_column("score", justify="right")
     table.add_column("by", no_wrap=True)
     table.add_column("what")
     for memory in memories:
-        table.add_row(f"{memory.at:%Y-%m-%d}", f"{memory.score:.2f}", memory.role, plain(memory.text))
+        who = memory.role or memory.kind
+        table.add_row(f"{memory.at:%Y-%m-%d}", f"{memory.score:.2f}", who, plain(memory.text))
     return table

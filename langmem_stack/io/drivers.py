@@ -9,10 +9,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from langmem_stack.errors import ConfigurationError, EmbeddingError, LangmemStackError, ModelError
+from langmem_stack.io.binding import Binding
 from langmem_stack.io.postgres import Postgres
 from langmem_stack.io.redis import Redis
 from langmem_stack.io.steps import (
@@ -40,6 +41,30 @@ class Connections:
     postgres: Postgres | None = None
     redis: Redis | None = None
     embeddings: Embeddings | None = None
+    binding: Binding | None = None
+    """Binds each request to PostgreSQL to a user, with row-level security; None without."""
+    scope: str | None = None
+    """Which user; None: nobody, who sees nothing."""
+
+    def bound_to(self, user_id: str | None) -> Self:
+        """Return the same connections for the requests of one user."""
+        return self if self.binding is None else replace(self, scope=user_id)
+
+    def unbound(self) -> Self:
+        """Return the same connections for the requests of who owns the tables."""
+        return self if self.binding is None else replace(self, binding=None, scope=None)
+
+    def check_unbound(self, what: str) -> None:
+        """Refuse what concerns all users where each request is bound to one.
+
+        Raises:
+            ConfigurationError: It is; ``what`` is what the error says can't be done.
+        """
+        if self.binding is not None:
+            raise ConfigurationError(
+                f"{what} concerns all users, and with row-level security this process sees one at a time; do "
+                "it as the owner of the tables, in a process without row_level_security_key"
+            )
 
     def close(self) -> None:
         """Close both; if one fails, the other is closed nonetheless."""
@@ -93,7 +118,7 @@ async def arun(steps: Steps[T], connections: Connections) -> T:
 def _perform(request: Request, on: Connections) -> Any:
     match request:
         case Transaction():
-            return _postgres(on).execute(request)
+            return _postgres(on).execute(_bound(request, on))
         case Commands() | Script():
             return _redis(on).execute(request)
         case Embed(texts, role):
@@ -114,7 +139,7 @@ def _perform(request: Request, on: Connections) -> Any:
 async def _aperform(request: Request, on: Connections) -> Any:
     match request:
         case Transaction():
-            return await _postgres(on).aexecute(request)
+            return await _postgres(on).aexecute(_bound(request, on))
         case Commands() | Script():
             return await _redis(on).aexecute(request)
         case Embed(texts, role):
@@ -153,6 +178,10 @@ def _together(branches: Sequence[Steps[Any]], on: Connections) -> list[Any]:
     for thread in threads:
         thread.join()
     return outcomes
+
+
+def _bound(request: Transaction, on: Connections) -> Transaction:
+    return request if on.binding is None else replace(request, binding=on.binding.statement(on.scope))
 
 
 def _postgres(on: Connections) -> Postgres:

@@ -24,7 +24,9 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTi
 from langmem_stack.errors import (
     ClosedError,
     ConfigurationError,
+    ConflictError,
     InvalidInputError,
+    LangmemStackError,
     SchemaError,
     StorageError,
     StorageUnavailableError,
@@ -272,6 +274,7 @@ class Postgres:
             pg_errors.UndefinedTable,
             pg_errors.InvalidSchemaName,
             pg_errors.UndefinedColumn,
+            pg_errors.UndefinedFunction,
         ) as error:
             raise SchemaError(
                 f"the database at {self.address!r} lacks tables of this release ({_primary(error)}); "
@@ -282,15 +285,26 @@ class Postgres:
                 f"PostgreSQL at {self.address!r} takes no writes: {_primary(error)}"
             ) from error
         except psycopg.OperationalError as error:
-            if connection_died(error):
-                raise StorageUnavailableError(
-                    f"PostgreSQL at {self.address!r} broke the connection: {_primary(error)}; try again"
-                ) from error
-            raise StorageError(f"PostgreSQL at {self.address!r} refused: {_primary(error)}") from error
+            raise self._operational(error) from error
         except psycopg.DataError as error:
             raise InvalidInputError(f"PostgreSQL can't hold a value: {_primary(error)}") from error
         except psycopg.Error as error:
             raise StorageError(f"PostgreSQL at {self.address!r} refused: {_primary(error)}") from error
+
+    def _operational(self, error: psycopg.OperationalError) -> LangmemStackError:
+        said = _primary(error)
+        if connection_died(error):
+            return StorageUnavailableError(
+                f"PostgreSQL at {self.address!r} broke the connection: {said}; try again"
+            )
+        if isinstance(error, pg_errors.SerializationFailure):
+            return ConflictError(f"nothing was written to {self.address!r}: {said}")
+        if isinstance(error, pg_errors.InvalidAuthorizationSpecification):
+            return ConfigurationError(
+                f"PostgreSQL at {self.address!r} can't bind requests to users: {said}; connect as the role "
+                "in row_level_security_role, with the row_level_security_key of the last setup"
+            )
+        return StorageError(f"PostgreSQL at {self.address!r} refused: {said}")
 
 
 def _configure(connection: psycopg.Connection[Row]) -> None:
@@ -298,17 +312,22 @@ def _configure(connection: psycopg.Connection[Row]) -> None:
 
 
 def _execute(connection: psycopg.Connection[Row], request: Transaction) -> list[list[Row]]:
-    if len(request.statements) == 1:
+    if len(request.statements) == 1 and request.binding is None:
         return [_rows(connection.execute(*_arguments(request.statements[0])))]
     with connection.pipeline():
+        if request.binding is not None:
+            # Not prepared: SQL that ran here before could have put another statement under that name.
+            connection.execute(*_arguments(request.binding), prepare=False)
         cursors = [connection.execute(*_arguments(statement)) for statement in request.statements]
     return [_rows(cursor) for cursor in cursors]
 
 
 async def _aexecute(connection: psycopg.AsyncConnection[Row], request: Transaction) -> list[list[Row]]:
-    if len(request.statements) == 1:
+    if len(request.statements) == 1 and request.binding is None:
         return [await _arows(await connection.execute(*_arguments(request.statements[0])))]
     async with connection.pipeline():
+        if request.binding is not None:
+            await connection.execute(*_arguments(request.binding), prepare=False)
         cursors = [await connection.execute(*_arguments(statement)) for statement in request.statements]
     return [await _arows(cursor) for cursor in cursors]
 

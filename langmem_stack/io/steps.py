@@ -38,6 +38,8 @@ class Transaction:
     """Statements for PostgreSQL: all or none, on one connection, in one round trip."""
 
     statements: tuple[Statement, ...]
+    binding: Statement | None = None
+    """What binds it to a user, with row-level security; the driver puts it there."""
 
 
 @dataclass(frozen=True, slots=True)

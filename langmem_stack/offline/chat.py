@@ -16,7 +16,7 @@ from langmem_stack.offline.embeddings import LexicalEmbeddings
 from langmem_stack.offline.summary import clipped_summary
 
 LABEL = "[offline stand-in, not a language model]"
-_MEMORY = re.compile(r'<memory said="([^"]*)" by="([^"]*)">(.*?)</memory>', re.DOTALL)
+_MEMORY = re.compile(r"^- \[(\S+), (user|assistant)\] (.*)$", re.MULTILINE)
 _PIECE = re.compile(r"\S+\s*|\s+")
 
 

@@ -1,7 +1,8 @@
 """The schema: numbered files in ``migrations/``, applied once each, in order.
 
 Each file runs with its entry in ``langmem_stack.migration`` as one transaction under an advisory
-lock, so a crash leaves either all of it or nothing, and of several processes one does the work.
+lock, so a crash leaves either all of it or nothing, and of several processes one does the work. The
+queue's tables, which are procrastinate's, come first; see `queue_schema`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from psycopg import sql
 
 from langmem_stack.errors import ConfigurationError, SchemaError, StorageError
 from langmem_stack.io.steps import Steps, query, run_script
+from langmem_stack.sql.queue_schema import queue_scripts_steps
 
 _LOCK = 0x6C616E676D656D  # "langmem": the advisory lock that setup() takes
 _BEGIN = """
@@ -87,13 +89,17 @@ def schema_status_steps() -> Steps[SchemaStatus]:
         else []
     )
     applied = tuple(row["number"] for row in rows)
+    queue = [script.name for script in (yield from queue_scripts_steps())] if applied else ["queue"]
     return SchemaStatus(
         postgres=found["postgres"],
         postgres_number=found["postgres_number"],
         pgvector=found["pgvector"],
         pgvector_available=found["pgvector_available"],
         applied=applied,
-        pending=tuple(m.name for m in migrations() if m.number not in applied),
+        pending=(
+            *(m.name for m in migrations() if m.number not in applied),
+            *queue,
+        ),
     )
 
 
@@ -108,7 +114,7 @@ def migrate_steps() -> Steps[list[str]]:
     check_versions(status)
     if status.pending:
         yield from run_script(sql.SQL(_BEGIN).format(lock=sql.Literal(_LOCK)))
-    done = []
+    done = yield from _migrate_queue_steps()
     for migration in migrations():
         if migration.name not in status.pending:
             continue
@@ -125,6 +131,20 @@ def migrate_steps() -> Steps[list[str]]:
                 raise
         else:
             done.append(migration.name)
+    return done
+
+
+def _migrate_queue_steps() -> Steps[list[str]]:
+    """Apply what is pending of the queue's tables; return the names of what this call applied."""
+    done = []
+    for script in (yield from queue_scripts_steps()):
+        try:
+            yield from run_script(script.sql(_LOCK))
+        except StorageError:
+            if script.name in [pending.name for pending in (yield from queue_scripts_steps())]:
+                raise
+        else:
+            done.append(script.name)
     return done
 
 

@@ -85,9 +85,11 @@ asked AS MATERIALIZED (
     FROM unnest(to_tsvector(%(language)s::regconfig, left(%(query)s, 10000))) WITH ORDINALITY
 ), found AS MATERIALIZED (
     SELECT namespace_id, word, place, times / (0.25::float8 + 0.75::float8 * posting.length / scope.length) AS times
-    FROM scope, asked CROSS JOIN inside
-    JOIN langmem_stack.posting ON posting.namespace_id = inside.id AND posting.lexeme = asked.lexeme
-    WHERE {passes_posting}
+    FROM scope, asked CROSS JOIN inside CROSS JOIN LATERAL (
+        SELECT namespace_id, place, times, length FROM langmem_stack.posting
+        WHERE posting.namespace_id = inside.id AND posting.lexeme = asked.lexeme AND {passes_posting}
+        OFFSET 0  -- a word at a time; with row-level security the planner would read all words of the namespace
+    ) AS posting
 ), heard AS MATERIALIZED (
     SELECT namespace_id, word, place + step AS place, sum(times * (1 - abs(step) / 4.0::float8)) AS times
     FROM (SELECT *, generate_series(-3, 3) AS step FROM found WHERE place > 0) AS turn

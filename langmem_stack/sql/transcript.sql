@@ -14,8 +14,8 @@ WITH numbered AS (
     SELECT new.*, last_position + row_number() OVER (PARTITION BY user_id, session_id ORDER BY ordinal) AS position
     FROM unnest(
         %(user_ids)s::text[], %(session_ids)s::text[], %(message_ids)s::text[],
-        %(messages)s::json[], %(occurred_at)s::timestamptz[]
-    ) WITH ORDINALITY AS new (user_id, session_id, message_id, message, occurred_at, ordinal)
+        %(messages)s::json[], %(occurred_at)s::timestamptz[], %(characters)s::bigint[]
+    ) WITH ORDINALITY AS new (user_id, session_id, message_id, message, occurred_at, characters, ordinal)
     JOIN langmem_stack.session USING (user_id, session_id)
     WHERE NOT EXISTS (
         SELECT FROM langmem_stack.message AS old
@@ -24,12 +24,17 @@ WITH numbered AS (
 ), appended AS (
     INSERT INTO langmem_stack.message (user_id, session_id, position, message_id, message, occurred_at)
     SELECT user_id, session_id, position, message_id, message, occurred_at FROM numbered
-    RETURNING user_id, session_id, position, message_id, occurred_at
+    RETURNING user_id, session_id, position, message_id
 ), newest AS (
-    SELECT DISTINCT ON (user_id, session_id) * FROM appended ORDER BY user_id, session_id, position DESC
+    SELECT DISTINCT ON (user_id, session_id)
+           user_id, session_id, position, occurred_at,
+           sum(characters) OVER (PARTITION BY user_id, session_id) AS characters
+    FROM numbered
+    ORDER BY user_id, session_id, position DESC
 ), moved AS (
     UPDATE langmem_stack.session
-    SET last_position = newest.position, active_at = greatest(active_at, newest.occurred_at)
+    SET last_position = newest.position, active_at = greatest(active_at, newest.occurred_at),
+        unformed = unformed + newest.characters, appended_at = now()
     FROM newest
     WHERE session.user_id = newest.user_id AND session.session_id = newest.session_id
 )
@@ -112,13 +117,18 @@ UPDATE langmem_stack.session SET summary = '', covered = last_position
 WHERE user_id = %(user_id)s AND session_id = %(session_id)s;
 
 -- list_sessions --
-SELECT session_id, last_position AS messages, active_at
+SELECT session_id, active_at, (
+    SELECT count(*) FROM langmem_stack.message
+    WHERE message.user_id = session.user_id AND message.session_id = session.session_id
+) AS messages
 FROM langmem_stack.session
 WHERE user_id = %(user_id)s
 ORDER BY active_at DESC, session_id;
 
--- forget_messages --
-DELETE FROM langmem_stack.message WHERE user_id = %(user_id)s RETURNING 1;
-
--- forget_sessions --
-DELETE FROM langmem_stack.session WHERE user_id = %(user_id)s RETURNING session_id;
+-- sources --
+SELECT session_id, message_id, message::text AS message, occurred_at
+FROM unnest(%(session_ids)s::text[], %(message_ids)s::text[]) WITH ORDINALITY
+     AS wanted (session_id, message_id, ordinal)
+JOIN langmem_stack.message USING (session_id, message_id)
+WHERE user_id = %(user_id)s
+ORDER BY ordinal;

@@ -38,7 +38,8 @@ class Conversations(Lifetime):
         """
         session = checked_id("session_id", session_id)
         conversation = self.conversation(session if user_id is None else user_id, session)
-        return ConversationHistory(conversation, self._opened().connections, Window(self.settings.window))
+        connections = self._opened().connections.bound_to(conversation.user_id)
+        return ConversationHistory(conversation, connections, Window(self.settings.window))
 
     def conversation(self, user_id: str, session_id: str) -> RecordedConversation:
         """Return one session of one user, over both tiers; what the agent's nodes work with."""
@@ -47,35 +48,48 @@ class Conversations(Lifetime):
 
     def transcript(self, user_id: str, session_id: str, *, limit: int | None = None) -> list[Entry]:
         """Return the newest messages of a session as they were recorded, oldest first."""
-        return self.perform(read_steps(user_id, session_id, limit))
+        return self.perform(read_steps(user_id, session_id, limit), user_id)
 
     async def atranscript(self, user_id: str, session_id: str, *, limit: int | None = None) -> list[Entry]:
         """As `transcript`."""
-        return await self.aperform(read_steps(user_id, session_id, limit))
+        return await self.aperform(read_steps(user_id, session_id, limit), user_id)
 
     def sessions(self, user_id: str) -> list[Session]:
         """Return a user's sessions, the latest active first."""
-        return self.perform(sessions_steps(user_id))
+        return self.perform(sessions_steps(user_id), user_id)
 
     async def asessions(self, user_id: str) -> list[Session]:
         """As `sessions`."""
-        return await self.aperform(sessions_steps(user_id))
+        return await self.aperform(sessions_steps(user_id), user_id)
 
     def import_transcript(self, entries: Iterable[Entry]) -> int:
         """Record past messages with their own dates; return how many were new.
 
-        They are recorded a hundred at a time, each hundred in one transaction. Messages whose id their
-        session already has change nothing, so an import can be repeated.
+        They are recorded a hundred at a time, each hundred in one transaction, or with row-level security
+        in one for each user. Messages whose id their session already has change nothing, so an import can be
+        repeated.
         """
-        return sum(self.perform(append_steps(self.store, batch)) for batch in _batches(entries))
+        return sum(
+            self.perform(append_steps(self.store, self.settings, batch), user)
+            for user, batch in self._batches(entries)
+        )
 
     async def aimport_transcript(self, entries: Iterable[Entry]) -> int:
         """As `import_transcript`."""
         store = (await self._aopened()).store
-        return sum([await self.aperform(append_steps(store, batch)) for batch in _batches(entries)])
+        return sum(
+            [
+                await self.aperform(append_steps(store, self.settings, batch), user)
+                for user, batch in self._batches(entries)
+            ]
+        )
 
-
-def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    waiting = iter(entries)
-    while batch := list(islice(waiting, _IMPORT_BATCH)):
-        yield batch
+    def _batches(self, entries: Iterable[Entry]) -> Iterator[tuple[str | None, list[Entry]]]:
+        """Yield what goes into one transaction, and whose it is where that is one user's."""
+        waiting = iter(entries)
+        while batch := list(islice(waiting, _IMPORT_BATCH)):
+            if self.settings.row_level_security_key is None:
+                yield None, batch
+                continue
+            for user in dict.fromkeys(entry.user_id for entry in batch):
+                yield user, [entry for entry in batch if entry.user_id == user]

@@ -18,6 +18,7 @@ from langmem_stack.io.redis_clients import Client
 from langmem_stack.io.steps import Steps
 from langmem_stack.opened import Parts, open_parts, place
 from langmem_stack.settings import CheckpointerKind, Settings, read_settings, with_checkpointer
+from langmem_stack.sql.row_level_security import row_level_security_steps
 from langmem_stack.store import PgVectorStore
 
 if TYPE_CHECKING:
@@ -108,18 +109,23 @@ class Lifetime(Closing):
     def setup(self) -> None:
         """Create or migrate the tables; safe to repeat, and to run from several processes at once.
 
+        With the setting ``row_level_security_key`` also install the policies and the key, for which the
+        connection has to be of the tables' owner; where nothing is to be done the application's role will do.
+
         Raises:
             ConfigurationError: PostgreSQL or pgvector is absent or too old, or the database holds
                 vectors of another embedding model.
         """
         parts = self._opened()
         parts.store.setup()
+        run(self._row_level_security_steps(parts), parts.connections.unbound())
         parts.checkpointer.setup()
 
     async def asetup(self) -> None:
         """As `setup`."""
         parts = await self._aopened()
         await parts.store.asetup()
+        await arun(self._row_level_security_steps(parts), parts.connections.unbound())
         await parts.checkpointer.asetup()
 
     @property
@@ -140,13 +146,18 @@ class Lifetime(Closing):
         """
         return self._opened().checkpointer
 
-    def perform(self, steps: Steps[T]) -> T:
-        """Perform the steps of an operation on this memory's connections."""
-        return run(steps, self._opened().connections)
+    def perform(self, steps: Steps[T], scope: str | None = None) -> T:
+        """Perform the steps of an operation on this memory's connections.
 
-    async def aperform(self, steps: Steps[T]) -> T:
+        Args:
+            steps: The operation.
+            scope: With row-level security the user whose rows it can see and write; without one none.
+        """
+        return run(steps, self._opened().connections.bound_to(scope))
+
+    async def aperform(self, steps: Steps[T], scope: str | None = None) -> T:
         """As `perform`."""
-        return await arun(steps, (await self._aopened()).connections)
+        return await arun(steps, (await self._aopened()).connections.bound_to(scope))
 
     def close(self) -> None:
         """Close all connections; embedded servers stop if nobody else uses them. Repeating it is fine."""
@@ -169,6 +180,10 @@ class Lifetime(Closing):
     async def __aenter__(self) -> Self:
         await self._aopened()
         return self
+
+    def _row_level_security_steps(self, parts: Parts) -> Steps[None]:
+        if (binding := parts.connections.binding) is not None:
+            yield from row_level_security_steps(binding, self.settings.row_level_security_role)
 
     def _opened(self) -> Parts:
         if (parts := self._parts) is not None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from langmem_stack.stack.conversations import Conversations
 from langmem_stack.stack.custody import Custody
 from langmem_stack.stack.forming import Forming
+from langmem_stack.stack.jobs import Queueing
 from langmem_stack.stack.recalling import Recalling
 
 
-class MemoryStack(Conversations, Recalling, Forming, Custody):
+class MemoryStack(Conversations, Recalling, Forming, Queueing, Custody):
     """The memory of an application: what it remembers, of whom, on which servers.
 
         with MemoryStack.embedded("./memory") as memory:

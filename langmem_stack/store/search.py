@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,7 @@ from psycopg import sql
 from langmem_stack.io.steps import Row, Statement
 from langmem_stack.messages import storable_text
 from langmem_stack.sql import load
-from langmem_stack.sql.filters import EVERYTHING, compile_filter, in_namespace, shard_of
+from langmem_stack.sql.filters import EVERYTHING, Condition, compile_filter, in_namespace, shard_of
 from langmem_stack.store.embedding import Model
 from langmem_stack.store.index import Index, spoken_words, vector_text
 from langmem_stack.store.namespaces import LABELS
@@ -45,6 +45,17 @@ class Explanation:
     """What it gave that the query names who said it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Among:
+    """Where to search instead of all below a prefix."""
+
+    namespaces: tuple[tuple[str, ...], ...]
+    """These alone, and nothing below them; they begin with the op's prefix."""
+    condition: sql.Composable | None = None
+    """What the items have to be besides, over the tables ``namespace`` and ``item``."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
 class FoundItem(SearchItem):
     """LangGraph's ``SearchItem`` with the explanation of its score; None where it has no score."""
 
@@ -60,10 +71,14 @@ def search_statement(
     index: Index | None,
     model: Model | None,
     vector: Sequence[float] | None,
+    among: Among | None = None,
 ) -> Statement:
     """Return the statement of one search; without an index or a model its query is left out of account."""
-    scope, scope_params = in_namespace(op.namespace_prefix, LABELS)
+    scope, scope_params = _scope(op.namespace_prefix, among)
     condition, params = compile_filter(op.filter)
+    if among is not None and among.condition is not None:
+        condition = sql.SQL("{} AND {}").format(condition, among.condition)
+        params |= among.params
     params |= scope_params | {"limit": op.limit, "offset": op.offset}
     if not op.query or index is None or model is None:
         return Statement(sql.SQL(SQL["list_items"]).format(scope=scope, filter=condition), params)
@@ -77,7 +92,7 @@ def search_statement(
         "ef_search": _CANDIDATES,
         "exact": _EXACT if model.has_hnsw else float("inf"),
     }
-    return Statement(_search(op, index, model, scope, condition), params)
+    return Statement(_search(op, among, index, model, condition), params)
 
 
 def search_items(rows: Sequence[Row], model: Model | None, *, explain: bool = False) -> list[SearchItem]:
@@ -90,7 +105,7 @@ def search_items(rows: Sequence[Row], model: Model | None, *, explain: bool = Fa
         )
     if not explain:
         return [SearchItem(**item_fields(row), score=row["score"]) for row in rows]
-    names = [field.name for field in fields(Explanation)]
+    names = [each.name for each in fields(Explanation)]
     return [
         FoundItem(
             None if row["score"] is None else Explanation(**{name: row[name] for name in names}),
@@ -107,20 +122,39 @@ def item_fields(row: Row) -> dict[str, Any]:
     return {"namespace": tuple(row["namespace"]), **{name: row[name] for name in names}}
 
 
+def _scope(prefix: Sequence[str], among: Among | None) -> Condition:
+    if among is None:
+        return in_namespace(prefix, LABELS)
+    return exactly(among.namespaces)
+
+
+def exactly(namespaces: Sequence[Sequence[str]]) -> Condition:
+    """Return the condition that the namespace is one of these, and its parameters."""
+    params = {f"namespace_{number}": list(labels) for number, labels in enumerate(namespaces)}
+    return _exactly(len(params)), params
+
+
+def _exactly(namespaces: int) -> sql.Composable:
+    numbers = range(namespaces)
+    wanted = [sql.SQL("{}::text[]").format(sql.Placeholder(f"namespace_{number}")) for number in numbers]
+    return sql.SQL("{} IN ({})").format(LABELS, sql.SQL(", ").join(wanted))
+
+
 def _search(
-    op: SearchOp, index: Index, model: Model, scope: sql.Composable, condition: sql.Composable
+    op: SearchOp, among: Among | None, index: Index, model: Model, condition: sql.Composable
 ) -> sql.Composable:
     shard = shard_of(op.namespace_prefix[0]) if op.namespace_prefix else None
     dense = index.search == "dense"
     if condition is EVERYTHING:
-        return _unfiltered_search(dense, model, shard)
-    return _composed_search(dense, model, shard, scope, condition)
+        return _unfiltered_search(dense, model, shard, len(among.namespaces) if among else 0)
+    return _composed_search(dense, model, shard, _scope(op.namespace_prefix, among)[0], condition)
 
 
 @lru_cache(256)
-def _unfiltered_search(dense: bool, model: Model, shard: int | None) -> sql.SQL:  # noqa: FBT001
+def _unfiltered_search(dense: bool, model: Model, shard: int | None, namespaces: int) -> sql.SQL:  # noqa: FBT001
     """Most searches have no filter; composing one costs as much as a round trip to a near server."""
-    scope, _ = in_namespace(() if shard is None else ("any",), LABELS)
+    below, _ = in_namespace(() if shard is None else ("any",), LABELS)
+    scope = _exactly(namespaces) if namespaces else below
     text = _composed_search(dense, model, shard, scope, EVERYTHING).as_string()
     return sql.SQL(text)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, Literal, Self, cast
 
@@ -25,6 +25,7 @@ from langgraph.store.base import (
 )
 
 from langmem_stack.errors import ConfigurationError, InvalidInputError
+from langmem_stack.io.binding import Binding
 from langmem_stack.io.closing import Closing
 from langmem_stack.io.drivers import Connections, arun, run
 from langmem_stack.io.postgres import Postgres
@@ -41,6 +42,7 @@ from langmem_stack.store.index import Index
 from langmem_stack.store.operations import Plan, batch_steps, get_steps, plan
 from langmem_stack.store.reembed import Reembedded, reembed_steps
 from langmem_stack.store.ttl import Sweeper, sweep_steps
+from langmem_stack.store.users import by_user, user_of
 from langmem_stack.ttl import checked_ttl_config, is_ttl
 
 
@@ -66,6 +68,12 @@ class PgVectorStore(Closing, BaseStore):
     What can't be embedded, because the model is out of reach, is stored nonetheless and found by its
     words; `embed_pending` adds the vectors later. An item with a TTL is not returned any more from the
     moment it expires, swept or not.
+
+    With row-level security (`MemoryStack`) a user is the first label of a namespace. Each op is performed in
+    a transaction that is bound to the user whom it names, so that no SQL in it reaches further; a batch is
+    split by users. Whoever calls the store says whose memory it is, as with the methods of `MemoryStack`:
+    the database guards against what goes wrong below that. An op that names no user, such as a search
+    below ``()``, is refused, and so is what concerns all: `reembed`, sweeping, `embed_pending` of all.
     """
 
     supports_ttl = True
@@ -76,6 +84,7 @@ class PgVectorStore(Closing, BaseStore):
         *,
         index: Mapping[str, Any] | Index | None = None,
         ttl: TTLConfig | None = None,
+        binding: Binding | None = None,
     ) -> None:
         """Use connections that someone else owns; `from_conn_string` opens its own.
 
@@ -89,6 +98,7 @@ class PgVectorStore(Closing, BaseStore):
                 (``"halfvec"`` or ``"vector"``). Without an index a search ignores its query.
             ttl: LangGraph's ``TTLConfig``, in minutes: ``default_ttl``, ``refresh_on_read`` (true by
                 default) and ``sweep_interval_minutes``. ``omit_expired`` is always on.
+            binding: What binds requests to users, where the database has row-level security.
 
         Raises:
             ConfigurationError: One of the two configs can't be used.
@@ -96,7 +106,7 @@ class PgVectorStore(Closing, BaseStore):
         self.index = index if isinstance(index, Index) or index is None else Index.from_config(index)
         self.ttl_config: TTLConfig = checked_ttl_config(ttl)
         embeddings = self.index.embeddings if self.index else None
-        self.connections = Connections(postgres=postgres, embeddings=embeddings)
+        self.connections = Connections(postgres=postgres, embeddings=embeddings, binding=binding)
         self._model: Model | None = None
         self._sweeper = Sweeper(self.sweep_ttl)
         self._owns_connections = False
@@ -129,27 +139,35 @@ class PgVectorStore(Closing, BaseStore):
             ConfigurationError: PostgreSQL or pgvector is too old, or the database holds vectors of
                 another model, which `reembed` replaces.
         """
-        run(self._setup_steps(), self.connections)
+        run(self._setup_steps(), self.connections.unbound())
 
     async def asetup(self) -> None:
         """As `setup`."""
-        await arun(self._setup_steps(), self.connections)
+        await arun(self._setup_steps(), self.connections.unbound())
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Perform all ops in one transaction, besides the embedding calls.
 
         One round trip to the database for reads, two for puts, and one more if an item with a TTL was
         read. Reads see the state before the batch; of several puts to one item the last one counts.
-        All puts are stored or none.
+        All puts are stored or none; with row-level security all of a user.
 
         Raises:
             InvalidInputError: One of the ops can't be performed; nothing was written.
         """
-        return run(self._batch_steps(plan(ops)), self.connections)
+        if self.connections.binding is None:
+            return run(self._batch_steps(plan(ops)), self.connections)
+        return _in_order(
+            (numbers, run(self._batch_steps(made), on)) for numbers, made, on in self._split(ops)
+        )
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """As `batch`."""
-        return await arun(self._batch_steps(plan(ops)), self.connections)
+        if self.connections.binding is None:
+            return await arun(self._batch_steps(plan(ops)), self.connections)
+        return _in_order(
+            [(numbers, await arun(self._batch_steps(made), on)) for numbers, made, on in self._split(ops)]
+        )
 
     # LangGraph's own methods are these, but refuse dots in labels. Its joins of labels need that; ours
     # are arrays.
@@ -163,14 +181,14 @@ class PgVectorStore(Closing, BaseStore):
             refresh_ttl: Whether its TTL begins anew; the config's choice by default.
         """
         op = GetOp(namespace, str(key), self._refreshes(refresh_ttl))
-        return run(get_steps(op), self.connections)
+        return run(get_steps(op), self._connections_for(op))
 
     async def aget(
         self, namespace: tuple[str, ...], key: str, *, refresh_ttl: bool | None = None
     ) -> Item | None:
         """As `get`."""
         op = GetOp(namespace, str(key), self._refreshes(refresh_ttl))
-        return await arun(get_steps(op), self.connections)
+        return await arun(get_steps(op), self._connections_for(op))
 
     def search(
         self,
@@ -197,7 +215,7 @@ class PgVectorStore(Closing, BaseStore):
             explain: Return `FoundItem` objects, whose ``explanation`` says how each score came about.
         """
         op = SearchOp(namespace_prefix, filter, limit, offset, query, self._refreshes(refresh_ttl))
-        return run(self.search_steps(op, explain=explain), self.connections)
+        return run(self.search_steps(op, explain=explain), self._connections_for(op))
 
     async def asearch(
         self,
@@ -213,7 +231,7 @@ class PgVectorStore(Closing, BaseStore):
     ) -> list[SearchItem]:
         """As `search`."""
         op = SearchOp(namespace_prefix, filter, limit, offset, query, self._refreshes(refresh_ttl))
-        return await arun(self.search_steps(op, explain=explain), self.connections)
+        return await arun(self.search_steps(op, explain=explain), self._connections_for(op))
 
     def put(
         self,
@@ -294,11 +312,11 @@ class PgVectorStore(Closing, BaseStore):
 
     def embed_pending(self, namespace: tuple[str, ...] = ()) -> int:
         """Give vectors to the texts below a namespace that wait for one; return how many got it."""
-        return run(self.embed_pending_steps(namespace), self.connections)
+        return run(self.embed_pending_steps(namespace), self._connections_below(namespace))
 
     async def aembed_pending(self, namespace: tuple[str, ...] = ()) -> int:
         """As `embed_pending`."""
-        return await arun(self.embed_pending_steps(namespace), self.connections)
+        return await arun(self.embed_pending_steps(namespace), self._connections_below(namespace))
 
     def reembed(self, progress: Callable[[int, int], None] | None = None) -> Reembedded:
         """Replace the vectors in the database by those of this store's model, online.
@@ -316,18 +334,22 @@ class PgVectorStore(Closing, BaseStore):
         Raises:
             EmbeddingError: The model is out of reach; call again later.
         """
+        self.connections.check_unbound("reembed()")
         return run(self._reembed_steps(progress), self.connections)
 
     async def areembed(self, progress: Callable[[int, int], None] | None = None) -> Reembedded:
         """As `reembed`."""
+        self.connections.check_unbound("reembed()")
         return await arun(self._reembed_steps(progress), self.connections)
 
     def sweep_ttl(self) -> int:
         """Delete expired items, a thousand of a namespace at a time; return how many there were."""
+        self.connections.check_unbound("sweep_ttl()")
         return run(sweep_steps(), self.connections)
 
     async def asweep_ttl(self) -> int:
         """As `sweep_ttl`."""
+        self.connections.check_unbound("sweep_ttl()")
         return await arun(sweep_steps(), self.connections)
 
     def start_ttl_sweeper(self, sweep_interval_minutes: float | None = None) -> Future[None]:
@@ -344,6 +366,7 @@ class PgVectorStore(Closing, BaseStore):
         """
         if sweep_interval_minutes is not None and not is_ttl(sweep_interval_minutes):
             raise InvalidInputError(f"sweep_interval_minutes={sweep_interval_minutes!r} is not above 0")
+        self.connections.check_unbound("start_ttl_sweeper()")
         minutes = sweep_interval_minutes or self.ttl_config.get("sweep_interval_minutes") or 5
         return self._sweeper.start(minutes)
 
@@ -389,6 +412,24 @@ class PgVectorStore(Closing, BaseStore):
         if self.index is not None:
             yield from first_model_steps(self.index)
 
+    def _connections_for(self, op: Op) -> Connections:
+        return (
+            self.connections if self.connections.binding is None else self.connections.bound_to(user_of(op))
+        )
+
+    def _connections_below(self, namespace: tuple[str, ...]) -> Connections:
+        if not namespace:
+            self.connections.check_unbound("embed_pending() of all namespaces")
+            return self.connections
+        return self.connections.bound_to(namespace[0])
+
+    def _split(self, ops: Iterable[Op]) -> Iterator[tuple[list[int], Plan, Connections]]:
+        """Check all ops, then yield those of each user: their places, the plan, and what to run it on."""
+        given = list(ops)
+        plan(given)
+        for user, places in by_user(given).items():
+            yield places, plan([given[place] for place in places]), self.connections.bound_to(user)
+
     @property
     def _index(self) -> Index:
         if self.index is None:
@@ -424,6 +465,14 @@ class PgVectorStore(Closing, BaseStore):
 
     def _refreshes(self, asked: bool | None) -> bool:  # noqa: FBT001  # LangGraph's ``refresh_ttl``
         return self.ttl_config.get("refresh_on_read", True) if asked is None else asked
+
+
+def _in_order(parts: Iterable[tuple[list[int], list[Result]]]) -> list[Result]:
+    """Return the results of all parts of a batch, by the places of their ops."""
+    by_place = {
+        place: result for places, results in parts for place, result in zip(places, results, strict=True)
+    }
+    return [by_place[place] for place in sorted(by_place)]
 
 
 def _list_op(

@@ -22,7 +22,10 @@ from langmem_stack.sql.migrate import SchemaStatus
 from langmem_stack.transcript import Entry
 from tests.conftest import Servers
 
-COMMANDS = ["demo", "chat", "import", "ask", "doctor", "setup", "reembed", "worker"]
+COMMANDS = [
+    *("demo", "chat", "import", "ask", "doctor", "setup", "reembed", "worker", "jobs", "retry"),
+    *("forget", "export", "rebuild", "retain"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,16 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -20,6 +27,38 @@ def blocks(language: str) -> list[str]:
     return found
 
 
+class Provider(BaseChatModel):
+    """Stands in for the provider's model that the README names: it knows the two sentences there."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "provider"
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> BaseChatModel:
+        return self
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        prompt = messages[-1].text
+        known = re.search(r"\[(f\d+)\] Priya lives in Porto\.", prompt)
+        fact = {
+            "statement": "Priya lives in Lisbon." if "Lisbon" in prompt else "Priya lives in Porto.",
+            "kind": "profile",
+            "importance": 4,
+            "valid_from": None,
+            "sources": ["m1"],
+            "relation": "contradicts" if known else "new",
+            "known": known[1] if known else None,
+        }
+        call = {"name": "Extraction", "args": {"episode": None, "facts": [fact]}, "id": "1"}
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("", tool_calls=[call]))])
+
+
 def test_the_python_blocks_run_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -27,6 +66,7 @@ def test_the_python_blocks_run_one_after_the_other(
     from langchain_core._api.deprecation import LangChainDeprecationWarning
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("langchain.chat_models.init_chat_model", lambda model: Provider())
     names: dict[str, object] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LangChainDeprecationWarning)  # of RunnableWithMessageHistory itself
@@ -38,7 +78,14 @@ def test_the_python_blocks_run_one_after_the_other(
     assert re.search(r"priya/facts/project \S+ builds a Rust compiler", shown)
     assert "[Document(id='lunch', metadata={}, page_content='Lunch is served at noon.')]" in shown
     assert re.search(r'you said "I\'m Priya, I build a Rust compiler"', shown)
-    assert re.search(r"Receipt\(user_id='priya', messages=8, sessions=2, items=9, redis_keys=5\)", shown)
+    today = datetime.now(UTC).date()
+    assert f"Priya lives in Lisbon. - since {today} ['I have moved to Lisbon']" in shown
+    assert "Priya lives in Porto. - contradicted later" in shown
+    assert "['Priya lives in Porto.', 'Priya lives in Lisbon.']" in shown
+    assert f"- [{today}, fact] Priya lives in Lisbon." in shown
+    receipts = re.findall(r"Receipt\(user_id='priya'.*?messages=(\d+), sessions=(\d+), items=(\d+)", shown)
+    assert receipts == [("8", "2", "9"), ("1", "1", "1")]
+    assert "Imported(user_id='priya', sessions=1, messages=1, formed=1, items=1, erased_facts=0)" in shown
 
 
 def test_the_shell_blocks_run(tmp_path: Path) -> None:

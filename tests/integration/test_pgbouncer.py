@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -27,7 +28,14 @@ pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not inst
 
 @pytest.fixture
 def pooled(database: str, tmp_path: Path) -> Iterator[str]:
-    """A pgbouncer with two server connections before the test's database."""
+    """A pgbouncer before the test's database."""
+    with pooled_by(database, tmp_path) as url:
+        yield url
+
+
+@contextmanager
+def pooled_by(database: str, tmp_path: Path) -> Iterator[str]:
+    """A pgbouncer with two server connections before a database."""
     server = conninfo_to_dict(database)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -10,18 +10,21 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from langmem_stack.agent.nodes import prompt
 from langmem_stack.agent.state import MemoryContext, MemoryState
+from langmem_stack.context import memory_block
+from langmem_stack.messages import BLOCK_BEGINS, BLOCK_ENDS
 from langmem_stack.offline import LexicalEmbeddings, OfflineChatModel
 from langmem_stack.offline.chat import LABEL
-from langmem_stack.recall import BLOCK_BEGINS, BLOCK_ENDS, Memory, memory_block
+from langmem_stack.recall import Memory
+from langmem_stack.scope import Source
 
 DAY = datetime(2023, 5, 8, 13, 56, tzinfo=UTC)
 
 
 def memory(text: str, role: str = "user") -> Memory:
-    return Memory("turn", text, DAY, 0.9, role, "s", ("m",), "s/m")
+    return Memory("turn", text, DAY, 0.9, role, (Source("s", "m"),), "s/m")
 
 
-PIECES = [*"<>/&\"'ab m\n", BLOCK_BEGINS, BLOCK_ENDS, "<memory", "</memory>"]
+PIECES = [*"<>/&\"'ab m\n", BLOCK_BEGINS, BLOCK_ENDS, "- [2023-05-08, user] "]
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 
 
@@ -33,7 +36,7 @@ def test_no_memory_gets_out_of_its_place(texts: list[str]) -> None:
     assert block.startswith(BLOCK_BEGINS)
     assert block.endswith(BLOCK_ENDS)
     assert (block.count(BLOCK_BEGINS), block.count(BLOCK_ENDS)) == (1, 1)
-    found = re.findall(r"<memory [^>]*>(.*?)</memory>", block, re.DOTALL)
+    found = re.findall(r"^- \[2023-05-08, user\] (.*)$", block, re.MULTILINE)
     assert [html.unescape(text) for text in found] == [" ".join(text.split()) for text in texts]
     assert block.count("\n") == len(texts) + 2
 

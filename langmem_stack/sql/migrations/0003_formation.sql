@@ -3,7 +3,8 @@
 ALTER TABLE langmem_stack.session
     ADD COLUMN formed      bigint NOT NULL DEFAULT 0,    -- position of the last message that has been formed
     ADD COLUMN unformed    bigint NOT NULL DEFAULT 0,    -- characters that were said after it
-    ADD COLUMN queued      smallint NOT NULL DEFAULT 0,  -- the job that waits: 0 none, 1 for idleness, 2 at once
+    ADD COLUMN queued      smallint NOT NULL DEFAULT 0,  -- the job that waits: 0 none, 1 when it is idle,
+                                                         -- 2 as there is enough, 3 in any case
     ADD COLUMN appended_at timestamptz NOT NULL DEFAULT now();  -- when its newest message was recorded
 
 -- A batch of messages that became memories, by one call of a model.
@@ -41,6 +42,15 @@ CREATE TABLE langmem_stack.model_usage (
     calls  bigint NOT NULL,
     tokens bigint NOT NULL
 );
+
+-- A moment in ISO 8601 in an item's value, which may hold anything; null if it is none.
+CREATE FUNCTION langmem_stack.moment(written text) RETURNS timestamptz
+LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
+BEGIN
+    RETURN written::timestamptz;
+EXCEPTION WHEN others THEN
+    RETURN NULL;
+END $$;
 
 -- For statements that must find what was read before: the transaction fails as one that lost a race.
 CREATE FUNCTION langmem_stack.require(holds boolean, otherwise text) RETURNS void LANGUAGE plpgsql AS $$
