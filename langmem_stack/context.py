@@ -49,9 +49,12 @@ def render(
 ) -> Context:
     """Return the block with what fits: first of the profile, up to a part of the budget, then the best.
 
+    What stands around the memories counts for the block, but not for the profile's part.
+
     What is too long is left out, and what comes after it may still fit.
     """
-    first, first_lines = _fitting(profile, [], min(profile_tokens, max_tokens), count)
+    frame = count("\n".join([BLOCK_BEGINS, _INTRODUCTION, BLOCK_ENDS]))
+    first, first_lines = _fitting(profile, [], min(frame + profile_tokens, max_tokens), count)
     known = {(memory.kind, memory.key) for memory in first}
     others = [memory for memory in recalled if (memory.kind, memory.key) not in known]
     shown, lines = _fitting(by_worth(others, first), first_lines, max_tokens, count)
@@ -119,7 +122,8 @@ def _block(lines: Sequence[str]) -> str:
 
 
 def _line(memory: Memory) -> str:
-    return f"- [{memory.at:%Y-%m-%d}{_what(memory)}] {escaped_line(memory.text)}"
+    text = memory.text.replace("\n", ": ", 1) if memory.kind == "episode" else memory.text  # behind its title
+    return f"- [{memory.at:%Y-%m-%d}{_what(memory)}] {escaped_line(text)}"
 
 
 def _what(memory: Memory) -> str:

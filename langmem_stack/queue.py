@@ -132,6 +132,11 @@ def busy_steps(user_id: str) -> Steps[list[str]]:
     return [row["session_id"] for row in rows]
 
 
+def begin_round_steps(name: str, seconds: float) -> Steps[bool]:
+    """Return whether this worker is to do what no worker has begun for so long; others are not, then."""
+    return bool((yield from query(SQL["begin_round"], name=name, seconds=seconds)))
+
+
 def forget_jobs_statement(user_id: str, session_id: str | None = None) -> Statement:
     """Return the statement that deletes the jobs of a session, or of all of a user; a row for each."""
     return Statement(SQL["forget_jobs"], {"user_id": user_id, "session_id": session_id})

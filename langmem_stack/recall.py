@@ -118,6 +118,8 @@ class Recall:
         unknown = sorted(set(self.kinds) - set(KINDS), key=str)
         if unknown or not self.kinds:
             raise InvalidInputError(f"kinds={list(self.kinds)!r}; there are {', '.join(KINDS)}")
+        if self.as_of is not None and not isinstance(self.as_of, datetime):
+            raise InvalidInputError(f"as_of={self.as_of!r} is no moment; pass a datetime with a time zone")
         if self.as_of is not None and self.as_of.tzinfo is None:
             raise InvalidInputError(f"as_of {self.as_of.isoformat()!r} has no time zone; add one")
 

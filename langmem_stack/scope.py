@@ -28,6 +28,8 @@ FACTS = "facts"
 """Last label of the namespace that holds the facts that are believed now."""
 SUPERSEDED = "superseded"
 """Last label of the namespace that holds the facts that once were, and episodes that were rolled up."""
+TEXT = "text"
+"""The path in a memory's value by which it is found."""
 
 
 def checked_id(name: str, value: object) -> str:

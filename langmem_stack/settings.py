@@ -11,6 +11,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from langmem_stack.errors import ConfigurationError
 
 DEFAULT_PREFIX = "langmem"
+_LONGEST = 100 * 365 * 86_400.0  # seconds; PostgreSQL adds them to a moment
+_MOST_DAYS = 999_999_999  # as a ``timedelta`` has at most
+_MOST = 2**63 - 1  # as PostgreSQL counts
 CheckpointerKind: TypeAlias = Literal["redis", "postgres"]
 
 
@@ -68,7 +71,10 @@ class Settings(BaseSettings):
     )
     recall_limit: int = Field(default=8, gt=0, description="memories that a turn recalls, at most")
     formation_idle: float = Field(
-        default=300.0, ge=0, description="seconds after its last message in which a conversation is formed"
+        default=300.0,
+        ge=0,
+        le=_LONGEST,
+        description="seconds after its last message in which a conversation is formed",
     )
     formation_messages: int = Field(
         default=40, gt=0, description="messages after which it is formed although it goes on"
@@ -82,33 +88,45 @@ class Settings(BaseSettings):
     compact_after: float | None = Field(
         default=None,
         gt=0,
+        le=_MOST_DAYS,
         description="days after which episodes become summaries of their month, by workers; unset: never",
     )
     formation_calls_per_job: int = Field(
         default=50, gt=0, description="calls of the model in one job; what is left is a job of its own"
     )
     formation_calls_per_day: int | None = Field(
-        default=None, ge=0, description="calls of the model in a day (UTC), by all workers; unset: no limit"
+        default=None,
+        ge=0,
+        le=_MOST,
+        description="calls of the model in a day (UTC), by all workers; unset: no limit",
     )
     formation_tokens_per_day: int | None = Field(
-        default=None, ge=0, description="tokens of these calls in a day, in and out; unset: no limit"
+        default=None,
+        ge=0,
+        le=_MOST,
+        description="tokens of these calls in a day, in and out; unset: no limit",
     )
 
     retention_turns: float | None = Field(
-        default=None, gt=0, description="days after which a turn is not found any more; unset: never"
+        default=None,
+        gt=0,
+        le=_MOST_DAYS,
+        description="days after which a turn is not found any more; unset: never",
     )
     retention_episodes: float | None = Field(
-        default=None, gt=0, description="days after which an episode is deleted; unset: never"
+        default=None, gt=0, le=_MOST_DAYS, description="days after which an episode is deleted; unset: never"
     )
     retention_facts: float | None = Field(
         default=None,
         gt=0,
+        le=_MOST_DAYS,
         description="days after which a fact is deleted, since it began to hold or, superseded, ceased to; "
         "unset: never",
     )
     retention_transcript: float | None = Field(
         default=None,
         gt=0,
+        le=_MOST_DAYS,
         description="days after which a message is deleted, with a model only once it is formed; "
         "unset: never",
     )

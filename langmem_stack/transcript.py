@@ -18,7 +18,7 @@ from langmem_stack.errors import InvalidInputError
 from langmem_stack.io.steps import Row, Statement, Steps, query, transaction
 from langmem_stack.messages import decode, encode, is_said, said_text, storable_text
 from langmem_stack.queue import queue_sessions_statement
-from langmem_stack.scope import Source, checked_id, turn_key, turns_namespace
+from langmem_stack.scope import TEXT, Source, checked_id, turn_key, turns_namespace
 from langmem_stack.settings import Settings
 from langmem_stack.sql import load
 from langmem_stack.store import PgVectorStore
@@ -27,7 +27,6 @@ from langmem_stack.store.namespaces import lock_namespaces_statement
 from langmem_stack.working import Running
 
 SQL = load("transcript")
-_TEXT = "text"  # the path in a turn's value by which it is found
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +87,8 @@ def append_steps(store: PgVectorStore, settings: Settings, entries: Sequence[Ent
     messages = _message_columns(first.values())  # encodes, and so refuses, before any model is called
     index, model = yield from store.model_steps()
     turns = [turn_of(entry) for entry in first.values() if is_said(entry.message)]
-    vectors = yield from embed_texts((turn["value"][_TEXT] for turn in turns), model)
-    texts = [
-        Text(turn["namespace"], turn["key"], _TEXT, turn["value"][_TEXT], turn["value"]) for turn in turns
-    ]
+    vectors = yield from embed_texts((turn["value"][TEXT] for turn in turns), model)
+    texts = [Text(turn["namespace"], turn["key"], TEXT, turn["value"][TEXT], turn["value"]) for turn in turns]
     sessions = dict.fromkeys((entry.user_id, entry.session_id) for entry in first.values())
     users, names = zip(*sessions, strict=True)
     _, appended, *_ = yield from transaction(
@@ -207,7 +204,7 @@ def turn_of(entry: Entry) -> Mapping[str, Any]:
     said = storable_text(said_text(entry.message))
     speaker = storable_text(entry.message.name or "")
     value = {
-        _TEXT: f"{speaker}: {said}" if speaker else said,
+        TEXT: f"{speaker}: {said}" if speaker else said,
         "role": "user" if isinstance(entry.message, HumanMessage) else "assistant",
         "session": entry.session_id,
         "message_id": entry.message_id,

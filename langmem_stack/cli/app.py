@@ -206,7 +206,10 @@ def worker(
     every: Annotated[
         float,
         typer.Option(
-            "--every", metavar="SECONDS", min=0.1, help="Pause between looks for texts without vectors."
+            "--every",
+            metavar="SECONDS",
+            min=0.1,
+            help="Pause between looks for texts without vectors and for erasures that were interrupted.",
         ),
     ] = 30.0,
     once: Annotated[bool, typer.Option("--once", help="Do what is due now and end.")] = False,
@@ -226,7 +229,9 @@ def worker(
     """Form episodes and facts from what was said, and give vectors to texts that have none yet.
 
     Any number of workers share the jobs; embedding is enough for one. It needs LANGMEM_STACK_MODEL to form
-    anything. SIGTERM lets it finish what it is doing, for 20 seconds at most.
+    anything. Erasures that were interrupted are completed, and once in an hour what is older than the
+    settings say is deleted, and old episodes become summaries. SIGTERM lets it finish what it is doing, for
+    20 seconds at most.
 
     Example: `langmem-stack worker --concurrency 8`
     """

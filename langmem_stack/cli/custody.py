@@ -121,7 +121,7 @@ def rebuild(user: str, data: Path | None, *, derived: bool, yes: bool, as_json: 
     if derived:
         console.print(
             f"{counted(done.episodes, 'episode')} and {counted(done.facts, 'fact')} dropped; "
-            f"{counted(done.sessions, 'session')} will be formed again by the worker"
+            f"{counted(done.sessions, 'session')} will be formed again by a worker with a chat model"
         )
     return 0
 
@@ -149,7 +149,10 @@ def retain(
 
 
 def _ages(days: dict[str, float | None]) -> dict[str, Any]:
-    given = {name: timedelta(days=number) for name, number in days.items() if number is not None}
+    try:
+        given = {name: timedelta(days=number) for name, number in days.items() if number is not None}
+    except OverflowError as error:
+        raise InvalidInputError("so many days can't be reckoned with; leave the option out") from error
     if given:
         return given
     ages = Ages.of(read_settings())

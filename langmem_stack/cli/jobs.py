@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from datetime import UTC
 from pathlib import Path
 
 import typer
@@ -24,7 +25,7 @@ def show(user: str | None, data: Path | None, *, failed: bool, as_json: bool) ->
         table.add_column(heading)
     for job in found:
         state = {"failed": "[bold red]failed[/]", "running": "[green]running[/]"}.get(job.state, job.state)
-        due = f"{job.due_at:%Y-%m-%d %H:%M:%S}" if job.state == "waiting" else ""
+        due = f"{job.due_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if job.state == "waiting" else ""
         names = (plain(job.user_id), plain(job.session_id), plain(job.error))
         table.add_row(str(job.id), state, due, str(job.attempts), *names)
     if found:

@@ -7,17 +7,18 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.progress import MofNCompleteColumn, Progress
 
 from langmem_stack.cli.screen import complain, console, counted, directory, open_memory, plain
-from langmem_stack.custody.retention import Ages, retire_steps
+from langmem_stack.custody import Ages
 from langmem_stack.embedded import EmbeddedServers
 from langmem_stack.errors import BudgetError, EmbeddingError, ModelError, StorageError
 from langmem_stack.io.steps import query
 from langmem_stack.jobs.thread import run_detached
-from langmem_stack.queue import queue_state_steps
+from langmem_stack.queue import begin_round_steps, queue_state_steps
 from langmem_stack.settings import read_settings
 from langmem_stack.stack import MemoryStack
 
@@ -93,7 +94,6 @@ class _Work:
         self._memory = memory
         self._worker = memory.worker(concurrency=concurrency)
         self._embedded = 0
-        self._tended: float | None = None
         self._stop = asyncio.Event()
         self._shown = ""
         if self._worker is None:
@@ -103,8 +103,9 @@ class _Work:
         """Do what is due."""
         self._listen()
         console.print("one round")
-        await self._embed()
+        await self._finish_erasures()
         await self._tend()
+        await self._embed()
         if self._worker is not None:
             await self._worker.run_due(self._stop)
         await self._report()
@@ -138,33 +139,38 @@ class _Work:
 
     async def _rounds(self, every: float) -> None:
         while not self._stop.is_set():
-            try:
-                await self._embed()
-                await self._tend()
-                await self._report()
-            except (EmbeddingError, ModelError, BudgetError, StorageError) as error:
-                complain(f"{error}; trying again in {every:g} s")
+            complaints = []
+            # One by one: what is out of reach for one of them does not keep the others from being done.
+            for do in (self._finish_erasures, self._tend_in_turn, self._embed, self._report):
+                try:
+                    await do()
+                except (EmbeddingError, ModelError, BudgetError, StorageError) as error:
+                    complaints.append(str(error))
+            for complaint in dict.fromkeys(complaints):
+                complain(f"{complaint}; the next round is in {every:g} s")
             await self._pause(every)
 
     async def _embed(self) -> None:
         self._embedded += await self._memory.store.aembed_pending()
 
-    async def _tend(self) -> None:
-        """Complete erasures; now and then delete what is too old, and let old episodes become summaries."""
+    async def _finish_erasures(self) -> None:
         for receipt in await self._memory.afinish_erasures():
             console.print(f"an erasure that was interrupted is done: {counted(receipt.items, 'item')}")
-        now = asyncio.get_running_loop().time()
-        if self._tended is not None and now < self._tended + _TENDED:
-            return
+
+    async def _tend_in_turn(self) -> None:
+        """Tend now and then, one of all workers; also where it fails: a model asked in vain has its price."""
+        if await self._memory.aperform(begin_round_steps("tend", _TENDED)):
+            await self._tend()
+
+    async def _tend(self) -> None:
+        """Delete what is too old, and let old episodes become summaries."""
         settings = self._memory.settings
         if (ages := Ages.of(settings)) != Ages():
-            steps = retire_steps(ages, settings.redis_prefix, None, unformed=self._worker is None)
-            retired = sum((await self._memory.aperform(steps)).as_dict().values())
+            retired = sum((await self._memory.aretain(**asdict(ages))).as_dict().values())
             console.print(f"{counted(retired, 'memory', 'memories')} older than they are kept deleted")
         if settings.compact_after is not None and self._worker is not None:
             compacted = await self._memory.acompact_all()
             console.print(f"{counted(compacted.periods, 'summary', 'summaries')} of older episodes made")
-        self._tended = now
 
     async def _report(self) -> None:
         """Tell how far it is, where that has changed."""

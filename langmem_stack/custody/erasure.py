@@ -7,8 +7,7 @@ each step may be repeated.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, LiteralString
 
@@ -19,6 +18,7 @@ from langmem_stack.custody.target import Receipt, Target
 from langmem_stack.custody.threads import Threads
 from langmem_stack.erased import SQL, user_digest
 from langmem_stack.errors import InvalidInputError, StorageUnavailableError
+from langmem_stack.formation.reconciling import believed_key
 from langmem_stack.io.steps import Row, Statement, Steps, commands, query, transaction
 from langmem_stack.queue import forget_jobs_statement
 from langmem_stack.scope import (
@@ -41,7 +41,6 @@ from langmem_stack.store.namespaces import SQL as STORE
 from langmem_stack.working import forget_steps
 
 _KINDS = (TURNS, EPISODES, FACTS, SUPERSEDED)
-_RETIRED = re.compile(r"@\d+T\d+$")  # what the key of a fact ends with once it is superseded
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,10 @@ class Begun:
     position: int | None = None
     """Where that message is; None where it is not in the transcript any more."""
 
+    def reaching(self, sessions: Iterable[str]) -> Begun:
+        """Return it with these sessions, besides those that an earlier attempt knew of."""
+        return replace(self, sessions=tuple(dict.fromkeys([*sessions, *self.sessions])))
+
 
 def begin_steps(target: Target) -> Steps[Begun]:
     """Write down what is to be erased, and find out what it is.
@@ -67,59 +70,53 @@ def begin_steps(target: Target) -> Steps[Begun]:
         InvalidInputError: The key of a memory names more than one; nothing is written down.
     """
     session_id, message_id = _named_turn(target.memory)
-    kind = target.memory_kind
     named = {
         "user_id": target.user_id,
         "key": target.memory,
         "session_id": session_id,
         "message_id": message_id,
     }
-    if target.memory is not None and kind is None:
-        kinds = [row["kind"] for row in (yield from query(SQL["find_memory"], **named))]
-        if len(kinds) > 1:
-            raise InvalidInputError(
-                f"the key {target.memory!r} of user {target.user_id!r} names a {' and a '.join(kinds)}; pass "
-                "the Memory that recall() returned"
-            )
-        kind = kinds[0] if kinds else None
     intent = {
         "user_id": target.user_id,
         "user_digest": user_digest(target.user_id),
         "kind": target.kind,
         "session_id": target.session_id,
         "memory": target.memory,
-        "memory_kind": kind,
+        "memory_kind": (yield from _memory_kind_steps(target, named)),
     }
     [row], sessions, turns = yield from transaction(
         Statement(SQL["begin_erasure"], intent),
         Statement(SQL["session_ids"], {"user_id": target.user_id}),
         Statement(SQL["find_turn"], named),
     )
-    kind = row["memory_kind"]
-    known: list[str] = []
-    position = None
-    if target.kind == "user":
-        known = [each["session_id"] for each in sessions]
-    elif target.session_id is not None:
-        known = [target.session_id]
-    elif kind in ("turn", None):
-        turn: Row = (
-            turns[0] if turns else {"session_id": session_id, "message_id": message_id, "position": None}
-        )
-        known = [turn["session_id"]] if turn["session_id"] else []
-        message_id, position = turn["message_id"], turn["position"]
-    else:
-        message_id = None
-    if target.kind != "memory":
-        message_id = None
-    return Begun(
-        replace(target, memory_kind=kind),
-        row["id"],
-        row["counts"],
-        tuple(dict.fromkeys([*known, *row["sessions"]])),
-        message_id,
-        position,
+    begun = Begun(
+        replace(target, memory_kind=row["memory_kind"]), row["id"], row["counts"], tuple(row["sessions"])
     )
+    if target.kind == "user":
+        return begun.reaching(each["session_id"] for each in sessions)
+    if target.session_id is not None:
+        return begun.reaching([target.session_id])
+    if row["memory_kind"] in ("episode", "fact"):
+        return begun
+    turn: Row = turns[0] if turns else {**named, "position": None}
+    if turn["session_id"] is None:
+        return begun
+    return replace(
+        begun.reaching([turn["session_id"]]), message_id=turn["message_id"], position=turn["position"]
+    )
+
+
+def _memory_kind_steps(target: Target, named: Mapping[str, Any]) -> Steps[str | None]:
+    """Return of which kind the memory is; None where there is none, or nothing of that key."""
+    if target.memory is None or target.memory_kind is not None:
+        return target.memory_kind
+    kinds = [row["kind"] for row in (yield from query(SQL["find_memory"], **named))]
+    if len(kinds) > 1:
+        raise InvalidInputError(
+            f"the key {target.memory!r} of user {target.user_id!r} names a {' and a '.join(kinds)}; pass "
+            "the Memory that recall() returned"
+        )
+    return kinds[0] if kinds else None
 
 
 def erase_steps(
@@ -310,7 +307,7 @@ def _memory_statements(begun: Begun) -> _Counted:
         "position": begun.position,
         "id": begun.id,
         "key": target.memory if target.memory_kind == "episode" else None,
-        "fact": _RETIRED.sub("", target.memory or "") if target.memory_kind == "fact" else None,
+        "fact": believed_key(target.memory or "") if target.memory_kind == "fact" else None,
         "source": json.dumps(source) if session is not None else None,
     }
     # Of a message whose place is not known any more the episodes are, by their sources.

@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import groupby, islice
-from typing import Any
+from typing import Annotated, Any, Self, TypeAlias
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from langmem_stack.custody.export import FORMAT, VERSION
 from langmem_stack.erased import SQL, erased_keys_steps, user_digest
@@ -28,6 +37,20 @@ _PAGE = 100  # lines of a kind that are taken in at once
 _TRIES = 5  # of items that others put meanwhile
 
 
+def _readable(at: datetime) -> datetime:
+    try:
+        readable = 1 < at.astimezone(UTC).year < 9999
+    except OverflowError:
+        readable = False
+    if not readable:
+        # Whoever read it from PostgreSQL would fail: nothing of this user could be found or exported.
+        raise ValueError("it is out of range; use the years 2 to 9998 in UTC")
+    return at
+
+
+_Moment: TypeAlias = Annotated[AwareDatetime, AfterValidator(_readable)]
+
+
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -37,12 +60,19 @@ class SessionLine(_Line):
 
     session_id: str
     last_position: int = Field(ge=0)
-    active_at: AwareDatetime | None
+    active_at: _Moment | None
     summary: str
     covered: int = Field(ge=0)
     formed: int = Field(ge=0)
     unformed: int = Field(ge=0)
-    appended_at: AwareDatetime
+    appended_at: _Moment
+
+    @model_validator(mode="after")
+    def _check_cursors(self) -> Self:
+        if max(self.formed, self.covered) > self.last_position:
+            # What is said next would count as formed, or as in the summary, already.
+            raise ValueError("formed and covered are at most last_position")
+        return self
 
 
 class MessageLine(_Line):
@@ -52,8 +82,8 @@ class MessageLine(_Line):
     position: int = Field(ge=1)
     message_id: str
     message: dict[str, Any]
-    occurred_at: AwareDatetime
-    recorded_at: AwareDatetime
+    occurred_at: _Moment
+    recorded_at: _Moment
 
 
 class FormedLine(_Line):
@@ -62,7 +92,7 @@ class FormedLine(_Line):
     session_id: str
     first_position: int
     last_position: int
-    formed_at: AwareDatetime
+    formed_at: _Moment
     episode: str | None
     facts: int
     supported: int
@@ -77,11 +107,17 @@ class ItemLine(_Line):
     namespace: list[str]
     key: str
     value: dict[str, Any]
-    created_at: AwareDatetime
-    updated_at: AwareDatetime
-    ttl: float | None = Field(gt=0)
-    expires_at: AwareDatetime | None
+    created_at: _Moment
+    updated_at: _Moment
+    ttl: float | None = Field(gt=0, allow_inf_nan=False)
+    expires_at: _Moment | None
     texts: dict[str, str | None]
+
+    @model_validator(mode="after")
+    def _check_life(self) -> Self:
+        if (self.ttl is None) != (self.expires_at is None):
+            raise ValueError("ttl and expires_at are both there or both null")
+        return self
 
 
 _KINDS: Mapping[str, type[_Line]] = {
@@ -235,7 +271,9 @@ class Importer:
         rows = yield from query(SQL["known_items"], user_id=user, items=json.dumps(addresses))
         known = {(tuple(row["namespace"][1:]), row["key"]) for row in rows}
         known |= {((FACTS,), fact) for fact in (yield from erased_keys_steps(user))}
-        return [line for line in batch if (tuple(line.namespace), line.key) not in known]
+        # Each once: the same line may be there twice in a file that was put together.
+        named = {(tuple(line.namespace), line.key): line for line in batch}
+        return [line for name, line in named.items() if name not in known]
 
     def _put_steps(self, new: Sequence[ItemLine]) -> Steps[None]:
         user = self.done.user_id
@@ -248,7 +286,11 @@ class Importer:
         ]
         vectors = yield from embed_texts((text.text for text in texts), model)
         rows = [
-            {**line.model_dump(mode="json", exclude={"texts"}), "namespace": [user, *line.namespace]}
+            {
+                **line.model_dump(mode="json", exclude={"texts", "value"}),
+                "value": line.value,  # as it is: pydantic would make null of NaN
+                "namespace": [user, *line.namespace],
+            }
             for line in new
         ]
         items = {"items": to_json(rows, what=f"an item of user {user!r}")}
@@ -305,7 +347,7 @@ def _parsed(number: int, line: str | bytes) -> tuple[str, Any]:
             for text in (*parsed.namespace, parsed.key, *parsed.texts):
                 checked_text(text)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = (": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors())
         raise InvalidInputError(f"line {number} of the export: {'; '.join(problems)}") from error
     except InvalidInputError as error:
         raise InvalidInputError(f"line {number} of the export: {error}") from error

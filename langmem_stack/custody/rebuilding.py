@@ -12,16 +12,20 @@ from langmem_stack.erased import SQL
 from langmem_stack.io.steps import Row, Statement, Steps, query, transaction
 from langmem_stack.messages import decode, is_said
 from langmem_stack.queue import queue_sessions_statement
-from langmem_stack.scope import EPISODES, FACTS, SUPERSEDED, turns_namespace
+from langmem_stack.scope import EPISODES, FACTS, SUPERSEDED, TEXT, turns_namespace
 from langmem_stack.settings import Settings
 from langmem_stack.store import PgVectorStore
-from langmem_stack.store.embedding import Text, embed_texts, new_texts, put_texts_statements
-from langmem_stack.store.namespaces import SQL as STORE
+from langmem_stack.store.embedding import (
+    Text,
+    drop_texts_statement,
+    embed_texts,
+    new_texts,
+    put_texts_statements,
+)
 from langmem_stack.store.namespaces import lock_namespaces_statement
 from langmem_stack.transcript import Entry, turn_of
 
 _PAGE = 200  # messages
-_TEXT = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +80,12 @@ def page_steps(store: PgVectorStore, user_id: str, after: tuple[str, int]) -> St
     if turns:
         index, model = yield from store.model_steps()
         vectors = yield from embed_texts((yield from new_texts(texts, model)), model)
-        addresses = [{"namespace": text.namespace, "key": text.key} for text in texts]
-        kept = [
-            {"namespace": text.namespace, "key": text.key, "path": _TEXT, "text": text.text} for text in texts
-        ]
         sessions = sorted({row["session_id"] for row in rows})
         replies = yield from transaction(
             Statement(SQL["lock_named_sessions"], {"user_id": user_id, "session_ids": sessions}),
             lock_namespaces_statement([(turns_namespace(user_id), True, False)]),
             Statement(SQL["put_turns"], {"turns": json.dumps(turns)}),
-            Statement(STORE["drop_texts"], {"items": json.dumps(addresses), "texts": json.dumps(kept)}),
+            drop_texts_statement(((text.namespace, text.key) for text in texts), texts),
             *put_texts_statements(texts, vectors, index, model),
         )
         put = len(replies[2])
@@ -153,4 +153,4 @@ def _entry(user_id: str, row: Row) -> Entry:
 
 def _text(turn: Mapping[str, Any], position: int) -> Text:
     value = turn["value"]
-    return Text(turn["namespace"], turn["key"], _TEXT, value[_TEXT], {**value, "turn": position})
+    return Text(turn["namespace"], turn["key"], TEXT, value[TEXT], {**value, "turn": position})

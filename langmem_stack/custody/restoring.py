@@ -37,9 +37,8 @@ def restore_steps(store: PgVectorStore, user_id: str) -> Steps[None]:
 
 def _write(user_id: str, orphans: Sequence[Row]) -> Write:
     write = Write(user_id)
-    nothing = {"superseded_by": None, "reason": None, "valid_to": None}
     for row in orphans:
-        write.moves.append(Move(SUPERSEDED, row["key"], row["kind"], row["name"], nothing))
+        write.moves.append(Move(SUPERSEDED, row["key"], row["kind"], row["name"], {}))
         write.unchanged[SUPERSEDED, row["key"]] = row["updated_at"]
         write.unchanged[row["kind"], row["name"]] = None
         entry = {"action": "restored", "subject": row["name"], "successor": None, "reason": "forgotten"}

@@ -20,6 +20,7 @@ from langmem_stack.settings import Settings
 
 A = TypeVar("A", bound=BaseModel)
 _TAGS = ["nostream", "langsmith:nostream"]  # nobody who streams an agent's answer is shown this
+_MOST_TOKENS = 10**9  # that a call can have taken
 _AGAIN = (
     "That answer could not be read: {error}\n\nAnswer again, for the same text, in exactly the form that was "
     "asked for."
@@ -96,4 +97,6 @@ def _text(raw: BaseMessage) -> str:
 
 def _tokens(messages: Sequence[BaseMessage]) -> int:
     usage = getattr(messages[-1], "usage_metadata", None)
-    return int(usage["total_tokens"]) if usage else count_tokens_approximately(messages)
+    counted = int(usage["total_tokens"]) if usage else 0
+    # What can't be would give back what the day has used up, or be more than the database holds.
+    return counted if 0 < counted < _MOST_TOKENS else count_tokens_approximately(messages)

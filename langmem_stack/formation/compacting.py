@@ -14,7 +14,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
 from pydantic import BaseModel, Field
 
-from langmem_stack.errors import ConflictError, InvalidInputError
+from langmem_stack.errors import ConflictError, FormationError, InvalidInputError
 from langmem_stack.formation.asking import answer_steps
 from langmem_stack.formation.batches import CHARACTERS_PER_TOKEN
 from langmem_stack.formation.writing import SQL, Move, Write, find_items_statement
@@ -75,22 +75,20 @@ def compact_steps(
         older_than: Of episodes that ended so long ago.
 
     Raises:
-        ModelError: The model failed; the months before this one are done. So are `FormationError` and
-            `BudgetError`.
+        ModelError: The model failed; the months before this one are done. `FormationError`: it could not
+            write the summary of a month; all others are done.
+        BudgetError: The calls or tokens of the day are used up.
     """
-    before = datetime.now(UTC) - older_than
+    before = _before(older_than)
     rows = yield from query(SQL["old_episodes"], user_id=user_id, before=before)
-    done = Compacted()
+    done, failed = Compacted(), list[FormationError]()
     for parts in _groups(rows, settings.formation_tokens):
-        shown = "\n".join(
-            [
-                "<episodes>",
-                *(f"[{row['at']:%Y-%m-%d}] {escaped_line(row['text'])}" for row in parts),
-                "</episodes>",
-            ]
-        )
-        messages = [SystemMessage(_TASK), HumanMessage(shown)]
-        answer = yield from answer_steps(model, Period, messages, settings, "compact_memories")
+        messages = [SystemMessage(_TASK), HumanMessage(_shown(parts))]
+        try:
+            answer = yield from answer_steps(model, Period, messages, settings, "compact_memories")
+        except FormationError as error:
+            failed.append(error)
+            continue
         try:
             statements = yield from _rolled_up(user_id, parts, answer.content).steps(store)
             yield from transaction(*statements)
@@ -99,12 +97,19 @@ def compact_steps(
         else:
             kept = 1
         done += Compacted(kept, kept * len(parts), answer.calls, answer.tokens)
+    if failed:
+        raise failed[0]
     return done
+
+
+def _shown(parts: Sequence[Row]) -> str:
+    lines = (f"[{_day(row):%Y-%m-%d}] {escaped_line(row['text'])}" for row in parts)
+    return "\n".join(["<episodes>", *lines, "</episodes>"])
 
 
 def compactable_users_steps(older_than: timedelta) -> Steps[list[str]]:
     """Return the users who have episodes that ended so long ago and are no summaries."""
-    rows = yield from query(SQL["users_with_old_episodes"], before=datetime.now(UTC) - older_than)
+    rows = yield from query(SQL["users_with_old_episodes"], before=_before(older_than))
     return [row["user_id"] for row in rows]
 
 
@@ -129,6 +134,15 @@ def expand_steps(store: PgVectorStore, user_id: str, key: str) -> Steps[int]:
         )
     yield from transaction(*(yield from write.steps(store)))
     return len(rows)
+
+
+def _before(older_than: timedelta) -> datetime:
+    try:
+        return datetime.now(UTC) - older_than
+    except OverflowError:  # in a year that there is not: nothing is so old, or all is
+        if older_than > timedelta():
+            return datetime.min.replace(tzinfo=UTC)
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _groups(rows: Iterable[Row], tokens: int) -> Iterable[list[Row]]:
@@ -159,10 +173,11 @@ def _rolled_up(user_id: str, parts: Sequence[Row], period: Period) -> Write:
     key = f"period/{_day(parts[0]):%Y-%m}/{digest}"
     write = Write(user_id)
     write.unchanged = {(EPISODES, row["key"]): row["updated_at"] for row in parts}
-    write.puts[EPISODES, key] = _value(parts, period)
+    write.puts[EPISODES, key] = value = _value(parts, period)
+    gave_way = {"valid_to": value["at"]}  # as of a moment within the period they stand for themselves
     for old in keys:
         write.moves.append(
-            Move(EPISODES, old, SUPERSEDED, old, {"superseded_by": key, "reason": "rolled_up"})
+            Move(EPISODES, old, SUPERSEDED, old, {**gave_way, "superseded_by": key, "reason": "rolled_up"})
         )
         write.audit.append(
             {"action": "rolled_up", "subject": old, "successor": key, "reason": "a summary of the period"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -100,6 +101,7 @@ class Former:
             batch = next_batch(unformed, self.settings.formation_tokens)
             if batch is None:
                 return replace(done, later=None)
+            due = due or row["due"]
             later = None if due else self._later(row)
             if later is not None or done.calls >= self.settings.formation_calls_per_job:
                 yield from transaction(
@@ -140,7 +142,8 @@ class Former:
             ModelError: The model failed for a session, the first one that it failed for.
             BudgetError: The calls or tokens of the day are used up.
         """
-        while (yield from busy_steps(user_id)):
+        busy = yield from busy_steps(user_id)
+        while set(busy) & set((yield from busy_steps(user_id))):
             yield from pause(_WAIT)
         done, failed = Formed(), list[ModelError]()
         for row in (yield from query(SQL["unformed_sessions"], user_id=user_id)):
@@ -214,7 +217,8 @@ class Former:
         proposed = [fact for fact in proposed if fact.key not in erased]
         changes = reconcile(proposed, believed.values(), datetime.now(UTC))
         write = _write(user_id, proposed, believed, changes)
-        episode = _episode(found.episode, batch, session_id) if found.episode else None
+        told = found.episode if found.episode and _says_something(found.episode) else None
+        episode = _episode(told, batch, session_id) if told else None
         key = episode_key(session_id, batch.last) if episode else None
         if episode and key:
             write.puts[EPISODES, key] = episode
@@ -270,17 +274,17 @@ def _write(user_id: str, proposed: Sequence[Proposed], believed: dict[str, Known
     write = Write(user_id)
     for key in _named(proposed):
         write.unchanged[FACTS, key] = believed[key].updated_at if key in believed else None
-    for retired in changes.retired:
-        if retired.believed is not None and retired.believed in believed:
-            write.moves.append(Move(FACTS, retired.believed, SUPERSEDED, retired.key, retired.value))
+    for fact in changes.superseded:
+        if fact.believed is not None and fact.believed in believed:
+            write.moves.append(Move(FACTS, fact.believed, SUPERSEDED, fact.key, fact.value))
         else:
-            write.puts[SUPERSEDED, retired.key] = retired.value
+            write.puts[SUPERSEDED, fact.key] = fact.value
         write.audit.append(
             {
                 "action": "superseded",
-                "subject": retired.key,
-                "successor": str(retired.value["superseded_by"]),
-                "reason": retired.reason,
+                "subject": fact.key,
+                "successor": str(fact.value["superseded_by"]),
+                "reason": fact.reason,
             }
         )
     write.puts |= {(FACTS, key): value for key, value in changes.put.items()}
@@ -290,6 +294,10 @@ def _write(user_id: str, proposed: Sequence[Proposed], believed: dict[str, Known
 def _named(proposed: Sequence[Proposed]) -> list[str]:
     """Return the keys of the facts that the proposed ones name, by key or by their words."""
     return list(dict.fromkeys(key for fact in proposed for key in (fact.key, fact.known) if key))
+
+
+def _says_something(found: ExtractedEpisode) -> bool:
+    return bool(re.search(r"\w", f"{found.title} {found.summary}"))
 
 
 def _episode(found: ExtractedEpisode, batch: Batch, session_id: str) -> dict[str, Any]:

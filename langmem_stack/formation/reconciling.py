@@ -22,6 +22,7 @@ Sources = tuple[Mapping[str, str], ...]
 """Of each supporting message its ``session`` and ``message_id``."""
 _MAX_SOURCES = 100  # of a fact that is said again and again the first ones, which made it known, are kept
 _MINUS = re.compile(r"(?<!\S)-(?=\d)")
+_SINCE = re.compile(r"@\d+T\d+$")
 _SIGNS = "#%&@"  # punctuation to Unicode
 _REASONS: Mapping[str, Reason] = {"refines": "refined", "contradicts": "contradicted"}
 
@@ -61,7 +62,7 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Retired:
+class Superseded:
     """A fact that is not believed any more."""
 
     key: str
@@ -78,7 +79,7 @@ class Changes:
 
     put: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Values of facts that are believed now, new or with more support, by key."""
-    retired: list[Retired] = field(default_factory=list)
+    superseded: list[Superseded] = field(default_factory=list)
     new: int = 0
     supported: int = 0
 
@@ -97,9 +98,14 @@ def _parts_words(character: str) -> bool:
     return unicodedata.category(character)[0] in "PCZ" and character not in _SIGNS
 
 
-def retired_key(key: str, at: datetime) -> str:
+def superseded_key(key: str, at: datetime) -> str:
     """Return the key of a fact that was believed since a moment, among the superseded."""
     return f"{key}@{at.astimezone(UTC):%Y%m%dT%H%M%S%f}"
+
+
+def believed_key(key: str) -> str:
+    """Return the key under which a fact is believed, or was; the reverse of `superseded_key`."""
+    return _SINCE.sub("", key)
 
 
 def propose(
@@ -118,7 +124,7 @@ def propose(
     for fact in facts:
         named = sorted({places[label.strip("[] ")] for label in fact.sources if label.strip("[] ") in places})
         statement = storable_text(" ".join(fact.statement.split()))
-        if not named or not re.search(r"\w", statement):
+        if not named or not re.search(r"[^\W_]", statement):
             dropped += 1
             continue
         spoken = [batch.spoken[place] for place in named]
@@ -175,15 +181,15 @@ def reconcile(proposed: Sequence[Proposed], known: Iterable[Known], now: datetim
         since = Known(before.key, current, now).at
         if reason == "contradicted" and _is_before(fact.at, since):
             # It was true before what is believed: that stays.
-            old_key = retired_key(fact.key, fact.at)
+            old_key = superseded_key(fact.key, fact.at)
             value |= {"valid_to": _iso(since), "superseded_by": before.key, "reason": reason}
-            changes.retired.append(Retired(old_key, value, None, reason))
+            changes.superseded.append(Superseded(old_key, value, None, reason))
             changes.put[before.key] = {**current, "supersedes": [*_superseded(current), old_key]}
             continue
-        old_key = retired_key(before.key, since)
+        old_key = superseded_key(before.key, since)
         closed = {"valid_to": _iso(max(fact.at, since)), "superseded_by": fact.key, "reason": reason}
         old = {"kind": "other", **current, **closed}  # what a tool saved may have no kind
-        changes.retired.append(Retired(old_key, old, before.key, reason))
+        changes.superseded.append(Superseded(old_key, old, before.key, reason))
         del believed[before.key]
         value["supersedes"] = [old_key]
         if reason == "refined":  # what supported the vaguer one supports this one too

@@ -9,13 +9,13 @@ from datetime import datetime
 from typing import Any
 
 from langmem_stack.io.steps import Statement, Steps
+from langmem_stack.scope import TEXT
 from langmem_stack.sql import load
 from langmem_stack.store import PgVectorStore
-from langmem_stack.store.embedding import Text, embed_texts, put_texts_statements
+from langmem_stack.store.embedding import Text, drop_texts_statement, embed_texts, put_texts_statements
 from langmem_stack.store.namespaces import lock_namespaces_statement
 
 SQL, STORE = load("formation"), load("store")
-_TEXT = "text"  # the path in a memory's value by which it is found
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Write:
         """
         index, model = yield from store.model_steps()
         texts = [
-            Text((self.user_id, label), key, _TEXT, value[_TEXT], value)
+            Text((self.user_id, label), key, TEXT, value[TEXT], value)
             for (label, key), value in self.puts.items()
         ]
         vectors = yield from embed_texts((text.text for text in texts), model)
@@ -67,11 +67,9 @@ class Write:
             statements.append(Statement(STORE["delete_items"], {"deleted": json.dumps(deleted)}))
         if texts:
             items = [{"namespace": t.namespace, "key": t.key, "value": t.value, "ttl": None} for t in texts]
-            kept = [{"namespace": t.namespace, "key": t.key, "path": t.path, "text": t.text} for t in texts]
-            put = {"items": json.dumps(items), "texts": json.dumps(kept)}
             statements += [
-                Statement(STORE["put_items"], put),
-                Statement(STORE["drop_texts"], put),
+                Statement(STORE["put_items"], {"items": json.dumps(items)}),
+                drop_texts_statement(((t.namespace, t.key) for t in texts), texts),
                 *put_texts_statements(texts, vectors, index, model),
             ]
         if self.audit:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable
 from typing import Generic, TypeVar
@@ -34,6 +35,7 @@ class PerLoop(Generic[R]):
         """
         self._hold, self._message = hold, closed
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._held: dict[asyncio.AbstractEventLoop, tuple[AsyncGenerator[R], R]] = {}
         self._closed = False
 
@@ -44,6 +46,7 @@ class PerLoop(Generic[R]):
             ClosedError: After `close`.
         """
         loop = asyncio.get_running_loop()
+        self._leave_to_parent()
         if (held := self._held.get(loop)) is not None:
             return held[1]
         if self._closed:
@@ -58,6 +61,7 @@ class PerLoop(Generic[R]):
 
     async def aclose(self) -> None:
         """Close the resources of all loops, for good; the running loop's is closed on return."""
+        self._leave_to_parent()
         with self._lock:
             self._closed, mine = True, self._held.pop(asyncio.get_running_loop(), None)
         if mine is not None:
@@ -66,6 +70,7 @@ class PerLoop(Generic[R]):
 
     def close(self) -> None:
         """Close the resources of all loops from plain code, for good."""
+        self._leave_to_parent()
         with self._lock:
             self._closed, held, self._held = True, self._held, {}
         here = _running_loop()
@@ -80,6 +85,12 @@ class PerLoop(Generic[R]):
             elif here is None and not loop.is_closed():
                 loop.run_until_complete(_finish(generator))
 
+    def _leave_to_parent(self) -> None:
+        """In a fork, let go of what other loops held before: they run in the parent alone."""
+        if self._pid != os.getpid():
+            _inherited.append(self._held)
+            self._pid, self._lock, self._held = os.getpid(), threading.Lock(), {}
+
     @staticmethod
     def _finish_elsewhere(generator: AsyncGenerator[R], loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -88,6 +99,7 @@ class PerLoop(Generic[R]):
             _log.warning("connections of a busy event loop were not closed within %g s", _CLOSE_SECONDS)
 
 
+_inherited: list[object] = []  # what loops of before a fork hold; collecting one would end the parent's
 _closing: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references to tasks
 
 

@@ -274,7 +274,6 @@ class Postgres:
             pg_errors.UndefinedTable,
             pg_errors.InvalidSchemaName,
             pg_errors.UndefinedColumn,
-            pg_errors.UndefinedFunction,
         ) as error:
             raise SchemaError(
                 f"the database at {self.address!r} lacks tables of this release ({_primary(error)}); "
@@ -284,14 +283,14 @@ class Postgres:
             raise StorageUnavailableError(
                 f"PostgreSQL at {self.address!r} takes no writes: {_primary(error)}"
             ) from error
-        except psycopg.OperationalError as error:
-            raise self._operational(error) from error
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(f"PostgreSQL can't hold a value: {error}") from error
         except psycopg.DataError as error:
             raise InvalidInputError(f"PostgreSQL can't hold a value: {_primary(error)}") from error
         except psycopg.Error as error:
-            raise StorageError(f"PostgreSQL at {self.address!r} refused: {_primary(error)}") from error
+            raise self._refused(error) from error
 
-    def _operational(self, error: psycopg.OperationalError) -> LangmemStackError:
+    def _refused(self, error: psycopg.Error) -> LangmemStackError:
         said = _primary(error)
         if connection_died(error):
             return StorageUnavailableError(
@@ -299,6 +298,11 @@ class Postgres:
             )
         if isinstance(error, pg_errors.SerializationFailure):
             return ConflictError(f"nothing was written to {self.address!r}: {said}")
+        if isinstance(error, pg_errors.UndefinedFunction) and "langmem_stack.bind(" in said:
+            return SchemaError(
+                f"the database at {self.address!r} has no row-level security yet; run 'langmem-stack setup' "
+                "as the owner of the tables, with the same settings"
+            )
         if isinstance(error, pg_errors.InvalidAuthorizationSpecification):
             return ConfigurationError(
                 f"PostgreSQL at {self.address!r} can't bind requests to users: {said}; connect as the role "

@@ -118,13 +118,20 @@ WITH RECURSIVE fact AS MATERIALIZED (
     WHERE name = %(fact)s OR (namespace_id, key) IN (SELECT namespace_id, key FROM hit WHERE NOT own)
 ), alive AS MATERIALIZED (
     SELECT fact.* FROM fact WHERE (namespace_id, key) NOT IN (SELECT namespace_id, key FROM doomed)
+), standing AS MATERIALIZED (
+    -- What followed which: of a name alone it is not clear, since who moves back believes the same again.
+    SELECT name, older AS key FROM alive, jsonb_array_elements_text(supersedes) AS older
 ), walk AS (
-    SELECT key, successor FROM alive WHERE successor IS NOT NULL
+    SELECT key, key AS via, successor FROM alive WHERE successor IS NOT NULL
     UNION
-    SELECT walk.key, doomed.successor FROM walk JOIN doomed ON doomed.name = walk.successor
-    WHERE doomed.successor IS NOT NULL AND walk.successor NOT IN (SELECT name FROM alive)
+    SELECT walk.key, doomed.key, doomed.successor FROM walk JOIN doomed ON doomed.name = walk.successor
+    WHERE doomed.successor IS NOT NULL AND walk.successor NOT IN (SELECT name FROM alive WHERE kind = 'facts')
+      AND (walk.successor, walk.via) NOT IN (SELECT name, key FROM standing)
 ), heir AS MATERIALIZED (
-    SELECT key, min(successor) AS name FROM walk WHERE successor IN (SELECT name FROM alive) GROUP BY key
+    SELECT key, min(successor) AS name FROM walk
+    WHERE successor IN (SELECT name FROM alive WHERE kind = 'facts')
+       OR (successor, via) IN (SELECT name, key FROM standing)
+    GROUP BY key
 ), changed AS (
     SELECT alive.namespace_id, alive.key, alive.value
         || CASE WHEN hit.sources IS NULL THEN '{}' ELSE jsonb_build_object('sources', hit.sources) END
@@ -373,11 +380,15 @@ DELETE FROM langmem_stack.formed WHERE user_id = %(user_id)s;
 
 -- unform --
 -- Lets all that was said wait to be formed again.
-UPDATE langmem_stack.session SET formed = 0, queued = 0, unformed = coalesce((
-    SELECT sum(length(value ->> 'text'))
+WITH said AS MATERIALIZED (
+    SELECT value ->> 'session' AS session_id, sum(length(value ->> 'text')) AS characters
     FROM langmem_stack.item JOIN langmem_stack.namespace ON namespace.id = namespace_id
-    WHERE labels = ARRAY[%(user_id)s, 'turns'] AND value ->> 'session' = session.session_id
-), 0)
+    WHERE labels = ARRAY[%(user_id)s, 'turns']
+    GROUP BY 1
+)
+UPDATE langmem_stack.session
+SET formed = 0, queued = 0,
+    unformed = coalesce((SELECT characters FROM said WHERE said.session_id = session.session_id), 0)
 WHERE user_id = %(user_id)s
 RETURNING session_id;
 
@@ -540,6 +551,7 @@ WITH new AS (
     )
     JOIN langmem_stack.session ON user_id = %(user_id)s AND session.session_id = new.session_id
          AND new.last_position <= formed
+    FOR KEY SHARE OF session  -- of one that is being erased there is nothing to take in
     ON CONFLICT (user_id, session_id, last_position) DO NOTHING
     RETURNING 1
 )
@@ -555,6 +567,7 @@ WHERE EXISTS (
 ) OR wanted.namespace IN (ARRAY[%(user_id)s, 'facts'], ARRAY[%(user_id)s, 'episodes']) AND EXISTS (
     SELECT FROM langmem_stack.namespace JOIN langmem_stack.item ON namespace_id = namespace.id
     WHERE labels = ARRAY[%(user_id)s, 'superseded'] AND regexp_replace(item.key, '@\d+T\d+$', '') = wanted.key
+      AND item.key >= wanted.key AND item.key < wanted.key || 'A'  -- what comes after '@': the index finds these
 );
 
 -- require_new_items --

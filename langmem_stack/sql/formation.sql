@@ -3,9 +3,16 @@
 
 -- begin --
 -- A job that takes up a session takes the mark from it: from here on new messages queue a job of their own.
-UPDATE langmem_stack.session SET queued = CASE WHEN %(job)s THEN 0 ELSE queued END
-WHERE user_id = %(user_id)s AND session_id = %(session_id)s
-RETURNING formed, last_position, unformed, appended_at, now() AS now;
+-- Somebody may have said meanwhile that the session is to be formed in any case; the job for that has nothing
+-- left to do then.
+UPDATE langmem_stack.session SET queued = CASE WHEN %(job)s THEN 0 ELSE session.queued END
+FROM (
+    SELECT user_id, session_id, queued FROM langmem_stack.session
+    WHERE user_id = %(user_id)s AND session_id = %(session_id)s
+    FOR NO KEY UPDATE
+) AS before
+WHERE session.user_id = before.user_id AND session.session_id = before.session_id
+RETURNING formed, last_position, unformed, appended_at, before.queued = 3 AS due, now() AS now;
 
 -- unformed --
 SELECT position, message_id, message::text AS message, occurred_at
@@ -29,8 +36,10 @@ WHERE coalesce(used.calls < %(calls)s::bigint, true) AND coalesce(used.tokens < 
 RETURNING day;
 
 -- add_tokens --
-UPDATE langmem_stack.model_usage SET tokens = tokens + %(tokens)s
-WHERE day = (now() AT TIME ZONE 'UTC')::date;
+-- The day may be another one than that of the call.
+INSERT INTO langmem_stack.model_usage AS used (day, calls, tokens)
+VALUES ((now() AT TIME ZONE 'UTC')::date, 0, %(tokens)s)
+ON CONFLICT (day) DO UPDATE SET tokens = used.tokens + excluded.tokens;
 
 -- lock_session --
 -- First in the transaction, so that the next statement sees what others did to the session's messages.

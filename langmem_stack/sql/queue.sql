@@ -117,8 +117,15 @@ RETURNING id;
 -- settle_jobs --
 -- Of a session that has nothing unformed the jobs that wait or failed: nothing is left for them. Of one that
 -- its job has taken up the others that wait: they would do the same, and again what fails.
-DELETE FROM langmem_stack.procrastinate_jobs AS job
+DELETE FROM langmem_stack.procrastinate_jobs
 USING langmem_stack.session
 WHERE user_id = %(user_id)s AND session_id = %(session_id)s AND queue_name = %(queue)s
-  AND lock = encode(sha256(convert_to(jsonb_build_array(user_id, session_id)::text, 'UTF8')), 'hex')
+  AND args ->> 'user_id' = %(user_id)s AND args ->> 'session_id' = %(session_id)s  -- as `job_user` has them
   AND (status = 'todo' AND %(taken)s OR status IN ('todo', 'failed') AND formed = last_position);
+
+-- begin_round --
+-- A row for the one worker that is to do now what was not begun for so many seconds.
+INSERT INTO langmem_stack.round AS last (name, begun_at) VALUES (%(name)s, now())
+ON CONFLICT (name) DO UPDATE SET begun_at = now()
+WHERE last.begun_at <= now() - make_interval(secs => %(seconds)s::float8)
+RETURNING name;

@@ -60,7 +60,7 @@ class QueueScript:
 def queue_scripts_steps() -> Steps[list[QueueScript]]:
     """Read how far the queue's tables are; return what is to be run, in order."""
     brought = _procrastinate_sql()
-    files = sorted((brought / "migrations").glob("*.sql"))
+    files = sorted(file for file in (brought / "migrations").iterdir() if file.suffix == ".sql")
     [found] = yield from query("SELECT to_regclass('langmem_stack.queue_migration') IS NOT NULL AS is_set_up")
     if not found["is_set_up"]:
         names = tuple(file.stem for file in files)

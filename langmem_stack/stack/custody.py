@@ -247,9 +247,10 @@ class Custody(Lifetime):
         dry_run: bool = False,
     ) -> Retired:
         """As `retain`."""
-        ages = Ages(turns, episodes, facts, transcript)
-        await self._aopened()
-        return await self.aperform(self._retain_steps(user_id, ages, dry_run=dry_run), user_id)
+        return await self.aperform(
+            self._retain_steps(user_id, Ages(turns, episodes, facts, transcript), dry_run=dry_run),
+            user_id,
+        )
 
     def _forget(self, target: Target) -> Receipt:
         begun = self.perform(begin_steps(target), target.user_id)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import timedelta
 
-from langmem_stack.errors import ConfigurationError
+from langmem_stack.errors import ConfigurationError, FormationError
 from langmem_stack.formation import Formed
 from langmem_stack.formation.compacting import (
     Compacted,
@@ -19,6 +20,8 @@ from langmem_stack.queue import queue_sessions_statement
 from langmem_stack.recall import Memory
 from langmem_stack.scope import checked_id
 from langmem_stack.stack.lifetime import Lifetime
+
+_log = logging.getLogger("langmem_stack.formation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +85,24 @@ class Forming(Lifetime):
         return await self.aperform(self._compact_steps(user_id, older_than), user_id)
 
     async def acompact_all(self) -> Compacted:
-        """As `compact`, of all users, by the setting ``compact_after``; a worker's to call."""
+        """As `compact`, of all users, by the setting ``compact_after``; a worker's to call.
+
+        A user whose summary the model can't write does not keep the others from having theirs.
+        """
         (await self._aopened()).connections.check_unbound("acompact_all()")
         days = self.settings.compact_after
         if days is None:
             return Compacted()
         older_than = timedelta(days=days)
-        done = Compacted()
+        done, failed = Compacted(), list[FormationError]()
         for user in await self.aperform(compactable_users_steps(older_than)):
-            done += await self.acompact(user, older_than=older_than)
+            try:
+                done += await self.acompact(user, older_than=older_than)
+            except FormationError as error:
+                _log.warning("episodes of user %r: %s", user, error)
+                failed.append(error)
+        if failed:
+            raise failed[0]
         return done
 
     def expand(self, user_id: str, episode: Memory | str) -> int:

@@ -28,6 +28,8 @@ from langmem_stack.transcript import Entry, sources_steps
 if TYPE_CHECKING:
     from langchain_postgres import PGVectorStore
 
+_MOST = 500  # memories that are searched for a block
+
 
 class Recalling(Lifetime):
     """The methods of a memory that find something in it."""
@@ -269,7 +271,11 @@ class Recalling(Lifetime):
         if max_tokens < 0:
             raise InvalidInputError(f"max_tokens={max_tokens!r} is negative")
         wanted = Recall(
-            checked_id("user_id", user_id), question, max(10, max_tokens // 10), tuple(kinds), as_of
+            checked_id("user_id", user_id),
+            question,
+            min(max(10, max_tokens // 10), _MOST),
+            tuple(kinds),
+            as_of,
         )
         profile = [profile_statement(wanted)] if "fact" in wanted.kinds else []
         recalled, rows, _ = yield from recall_steps(self.store, wanted, profile)

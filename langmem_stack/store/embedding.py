@@ -291,6 +291,13 @@ def embed_texts(texts: Iterable[str], model: Model) -> Steps[dict[str, list[floa
         return {}
 
 
+def drop_texts_statement(items: Iterable[tuple[Sequence[str], str]], texts: Iterable[Text]) -> Statement:
+    """Return the statement that drops the texts of items, by their addresses, except for these."""
+    addresses = [{"namespace": namespace, "key": key} for namespace, key in items]
+    kept = [_address(text) for text in texts]
+    return Statement(SQL["drop_texts"], {"items": json.dumps(addresses), "texts": json.dumps(kept)})
+
+
 def put_texts_statements(
     texts: Sequence[Text], vectors: Mapping[str, Sequence[float]], index: Index, model: Model
 ) -> list[Statement]:

@@ -31,6 +31,7 @@ from langmem_stack.sql.filters import (
 from langmem_stack.store.embedding import (
     Model,
     Text,
+    drop_texts_statement,
     embed_query,
     embed_texts,
     new_texts,
@@ -197,11 +198,8 @@ def _put_statements(made: Plan, index: Index | None, model: Model | None) -> Ste
             f'"ttl":{json.dumps(made.puts[ns, key].ttl)},"value":{value}}}'
             for (ns, key), value in made.values.items()
         )
-        put = {"items": f"[{','.join(items)}]"}
-        kept = [{"namespace": t.namespace, "key": t.key, "path": t.path, "text": t.text} for t in texts]
-        statements.append(Statement(SQL["put_items"], put))
-        drop = {"items": _addresses_json(made.values), "texts": json.dumps(kept)}
-        statements.append(Statement(SQL["drop_texts"], drop))
+        statements.append(Statement(SQL["put_items"], {"items": f"[{','.join(items)}]"}))
+        statements.append(drop_texts_statement(made.values, texts))
     if texts and index is not None and model is not None:
         vectors = yield from embed_texts((yield from new_texts(texts, model)), model)
         statements += put_texts_statements(texts, vectors, index, model)

@@ -13,6 +13,7 @@ import pytest
 
 from langmem_stack import MemoryStack
 from langmem_stack.cli.app import run
+from langmem_stack.errors import StorageUnavailableError
 from langmem_stack.settings import Settings
 from tests.conftest import Servers
 from tests.custody import entry, fact, plant_thread, source
@@ -184,3 +185,37 @@ def test_retain_goes_by_options_or_by_settings(
 
     assert "2 turns deleted" in capsys.readouterr().out
     assert len(opened.transcript("u", "s")) == 1
+
+
+def test_a_worker_deletes_what_is_too_old_by_the_settings(
+    opened: MemoryStack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One round of it goes over all users; nothing goes where no age is set."""
+    assert run(["worker", "--once"]) == 0
+    assert "deleted" not in capsys.readouterr().out
+    monkeypatch.setenv("LANGMEM_STACK_RETENTION_TURNS", "30")
+
+    assert run(["worker", "--once"]) == 0
+
+    assert "2 memories older than they are kept deleted" in capsys.readouterr().out
+    assert opened.memories("u", kinds=["turn"]) == []
+    assert len(opened.transcript("u", "s")) == 1
+
+
+def test_a_worker_completes_erasures(
+    opened: MemoryStack, servers: Servers, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What could not be erased from Redis while that was away is erased in its next round."""
+    nowhere = MemoryStack(
+        postgres_url=database,
+        redis_url="redis://127.0.0.1:1",
+        embeddings="offline",
+        settings=opened.settings,
+    )
+    with nowhere, pytest.raises(StorageUnavailableError):
+        nowhere.forget("u")
+
+    assert run(["worker", "--once"]) == 0
+
+    assert "an erasure that was interrupted is done" in capsys.readouterr().out
+    assert opened.finish_erasures() == []

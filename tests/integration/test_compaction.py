@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 
 from langmem_stack import MemoryStack
 from langmem_stack.errors import ConfigurationError, FormationError, InvalidInputError, ModelError
+from langmem_stack.formation.budget import spend_steps
 from langmem_stack.io.steps import query
 from langmem_stack.recall import Memory
 from langmem_stack.settings import Settings
 from tests.conftest import Mode, Servers
-from tests.formation import MAY, FormingModel, Shown, everything, said
+from tests.formation import MAY, FormingModel, Shown, everything, found, said
 
 DAY = timedelta(days=1)
 PERIOD = {"title": "May of tennis", "summary": "Tennis was played all May.", "topics": ["tennis"]}
@@ -138,6 +140,31 @@ def test_a_model_that_fails_changes_nothing(opened: Open, bad: Exception | str) 
     assert memory.compact("u").episodes == 3
 
 
+async def test_a_summary_that_fails_keeps_no_other_user_from_theirs(opened: Open) -> None:
+    """Of all users: the model is asked twice about the first, and the second has a summary."""
+    model = FormingModel(everything)
+    memory = opened(model, compact_after=1)
+    for user in ("a", "b"):
+        await asyncio.to_thread(with_days, memory, 0, 3, 9, user=user)
+    model.then("no form", "no form", PERIOD)
+
+    with pytest.raises(FormationError):
+        await memory.acompact_all()
+
+    assert [len(await memory.amemories(user, kinds=["episode"])) for user in ("a", "b")] == [3, 1]
+
+
+def test_tokens_of_a_call_that_ends_on_another_day_are_counted(opened: Open) -> None:
+    """That day has no calls yet."""
+    memory = opened(FormingModel())
+    memory.perform(spend_steps(5))
+    memory.perform(spend_steps(2))
+
+    assert memory.perform(query("SELECT calls, tokens FROM langmem_stack.model_usage")) == [
+        {"calls": 0, "tokens": 7}
+    ]
+
+
 def test_episodes_that_change_meanwhile_are_left(opened: Open) -> None:
     """What somebody forgets while the model is asked is not brought back by its answer."""
     model = FormingModel(everything)
@@ -171,7 +198,38 @@ def test_a_long_month_becomes_several(opened: Open) -> None:
     assert len(named) == len(set(named)) == 12
 
 
+@pytest.mark.parametrize(("older_than", "calls"), [(timedelta.max, 0), (timedelta.min, 1)])
+def test_any_age_can_be_asked_for(opened: Open, mode: Mode, older_than: timedelta, calls: int) -> None:
+    """Also one that began or begins in a year that there is not."""
+    model = FormingModel(found(episode="A talk"))
+    memory = opened(model)
+    for number in range(3):
+        mode(memory, "import_transcript", said("u", f"thing {number}", session=f"s{number}"))
+    mode(memory, "flush", "u")
+    model.then({"title": "May", "summary": "Things.", "topics": []})
+
+    assert mode(memory, "compact", "u", older_than=older_than).calls == calls
+
+
 def test_without_a_model_it_says_so(memory: MemoryStack, mode: Mode) -> None:
     """There is nobody who could write a summary."""
     with pytest.raises(ConfigurationError, match="need a chat model"):
         mode(memory, "compact", "u")
+
+
+def test_workers_compact_all_users_by_the_setting(opened: Open) -> None:
+    """Each user's months become summaries; without the setting nothing does."""
+    model = FormingModel(everything)
+    memory = opened(model, compact_after=30.0)
+    for user in ("u", "v"):
+        with_days(memory, 0, 3, 9, user=user)
+    with_days(memory, 0, user="w")
+    model.then(PERIOD)
+
+    with asyncio.Runner() as runner:
+        done = runner.run(memory.acompact_all())
+        again = runner.run(memory.acompact_all())
+        unset = runner.run(opened(model).acompact_all())
+
+    assert (done.periods, done.episodes) == (2, 6)
+    assert (again.calls, unset.calls) == (0, 0)

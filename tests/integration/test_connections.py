@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import time
+import warnings
 from typing import Any
 
 import psycopg
@@ -11,6 +14,7 @@ import pytest
 import redis
 
 from langmem_stack.errors import InvalidInputError, StorageError
+from langmem_stack.io import drivers
 from langmem_stack.io.drivers import Connections
 from langmem_stack.io.postgres import Postgres
 from langmem_stack.io.redis import Redis
@@ -26,8 +30,6 @@ def connections(database: str, servers: Servers, mode: Mode) -> Any:
 
 
 def perform(mode: Mode, steps: Steps[Any], connections: Connections) -> Any:
-    from langmem_stack.io import drivers
-
     return mode(drivers, "run", steps, connections)
 
 
@@ -186,3 +188,37 @@ def test_a_close_from_another_thread_reaches_a_running_loop(database: str, serve
     thread.join(20)
 
     assert not thread.is_alive()
+
+
+def test_a_fork_does_not_wait_for_the_loops_of_its_parent(database: str, servers: Servers) -> None:
+    """A worker in a thread has such a loop; in a child it never runs, and the parent goes on with it."""
+    opened = Connections(postgres=Postgres(database), redis=Redis(servers.redis_url))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def ask() -> Any:
+        steps = together(query("SELECT 1 AS one"), commands(("ECHO", "x")))
+        return asyncio.run_coroutine_threadsafe(drivers.arun(steps, opened), loop).result(10)
+
+    try:
+        before = ask()
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # of forking with threads, from Python 3.12 on
+            child = os.fork()
+        if child == 0:
+            began = time.monotonic()
+            asyncio.run(drivers.arun(query("SELECT 1"), opened))
+            opened.close()
+            os._exit(0 if time.monotonic() - began < 5 else 1)
+        _, status = os.waitpid(child, 0)
+
+        assert status == 0
+        assert ask() == before
+    finally:
+        opened.close()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

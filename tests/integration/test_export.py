@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import psycopg
@@ -11,8 +12,9 @@ import redis
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from langmem_stack import MemoryStack
-from langmem_stack.erased import erased_keys_steps
+from langmem_stack.erased import SQL, erased_keys_steps
 from langmem_stack.errors import InvalidInputError, StorageUnavailableError
+from langmem_stack.io.steps import query
 from langmem_stack.settings import Settings
 from langmem_stack.transcript import Entry
 from tests.conftest import Mode, Servers
@@ -182,6 +184,91 @@ def test_what_is_no_export_is_refused(memory: MemoryStack, mode: Mode, lines: li
 
     with pytest.raises(InvalidInputError, match=said):
         mode(memory, "import_user", [head if line == "HEAD" else line for line in lines])
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "said"),
+    [
+        ("session", {"active_at": "9999-12-31T23:59:59-14:00"}, "active_at: .*out of range"),
+        ("session", {"formed": 99}, "line 2 of the export: .*at most last_position"),
+        ("session", {"covered": 99}, "at most last_position"),
+        ("message", {"recorded_at": "0001-01-01T00:00:00+14:00"}, "recorded_at: .*out of range"),
+        ("item", {"created_at": "0001-01-01T00:00:00+14:00"}, "created_at: .*out of range"),
+        ("item", {"updated_at": "9999-12-31T23:59:59Z"}, "updated_at: .*out of range"),
+        ("item", {"ttl": 5.0}, "both there or both null"),
+        ("item", {"ttl": float("inf"), "expires_at": "2030-01-01T00:00:00Z"}, "ttl: .*finite"),
+        ("item", {"value": {"text": float("nan")}}, "can't be stored as JSON"),
+        ("item", {"value": {"text": "\ud800"}}, "can't be stored as JSON"),
+    ],
+)
+def test_an_export_that_somebody_edited_breaks_nothing(
+    memory: MemoryStack, mode: Mode, kind: str, changed: dict[str, Any], said: str
+) -> None:
+    """What nobody could read from the database again is refused before it is there."""
+    memory.import_transcript([entry("u", "s", 1, "tea")])
+    lines = [json.loads(line) for line in exported(memory, mode, "u")]
+    mode(memory, "forget", "u")
+    next(line for line in lines if kind in line)[kind] |= changed
+
+    with pytest.raises(InvalidInputError, match=said):
+        mode(memory, "import_user", [json.dumps(line) for line in lines])
+
+    assert len(mode(memory, "recall", "u", "tea")) <= 1
+    assert len(exported(memory, mode, "u")) >= 2
+
+
+def test_a_session_that_is_erased_during_an_import_takes_in_nothing(
+    memory: MemoryStack, database: str
+) -> None:
+    """What was formed of it is left out, and the import goes on."""
+    memory.import_transcript([entry("u", "s", 1, "tea")])
+    row = dict.fromkeys(("first_position", "last_position", "facts", "supported", "dropped", "calls"), 1)
+    rows = [{**row, "session_id": "s", "tokens": 1, "formed_at": MAY.isoformat(), "episode": None}]
+    done: list[Any] = []
+
+    def take_in() -> None:
+        done.extend(memory.perform(query(SQL["import_formed"], user_id="u", rows=json.dumps(rows))))
+
+    importing = threading.Thread(target=take_in)
+    with psycopg.connect(database) as connection:
+        connection.execute("UPDATE langmem_stack.session SET formed = 1")
+        connection.commit()
+        connection.execute("DELETE FROM langmem_stack.message")
+        connection.execute("DELETE FROM langmem_stack.session")
+        importing.start()
+        importing.join(1)  # it waits for what becomes of the session
+    importing.join(10)
+
+    assert done == [{"added": 0}]
+
+
+def test_an_item_that_is_there_twice_is_imported_once(memory: MemoryStack, mode: Mode) -> None:
+    """Two parts of a file that overlap are refused by their number, not by the database."""
+    memory.import_transcript([entry("u", "s", 1, "tea")])
+    *lines, end = exported(memory, mode, "u")
+    mode(memory, "forget", "u")
+
+    with pytest.raises(InvalidInputError, match="it has 2 items, and its last line counts 1"):
+        mode(memory, "import_user", [*lines, lines[-1], end])
+
+    assert mode(memory, "import_user", [*lines, end]).items == 0
+    assert len(mode(memory, "recall", "u", "tea")) == 1
+
+
+def test_a_deep_value_comes_back(memory: MemoryStack, mode: Mode) -> None:
+    """As deep as JSON can be read."""
+    deep: Any = []
+    for _ in range(300):
+        deep = [deep]
+    memory.store.put(("u", "notes"), "deep", {"deep": deep}, index=False)
+    lines = exported(memory, mode, "u")
+    mode(memory, "forget", "u")
+
+    assert mode(memory, "import_user", lines).items == 1
+
+    item = memory.store.get(("u", "notes"), "deep")
+    assert item is not None
+    assert item.value == {"deep": deep}
 
 
 def test_nobody_is_imported_while_being_erased(

@@ -73,6 +73,28 @@ def recalled(memory: MemoryStack, user: str, mode: Mode, question: str, *kinds: 
     return memories
 
 
+def test_a_conversation_that_ends_while_its_job_runs_is_formed_whole(
+    opened: Open, user: str, record: Record
+) -> None:
+    """The job that runs takes over what the one that was queued for the end was there for."""
+
+    def say_goodbye(shown: Shown) -> Any:
+        memory.import_transcript(said(user, "Goodbye", first=3))
+        memory.end_session(user, "s")
+        return everything(shown)
+
+    memory = opened(FormingModel(say_goodbye, everything), formation_messages=2)
+    memory.import_transcript(said(user, "Hi", "I live in Berlin"))
+    former = memory._opened().former
+    assert former is not None
+
+    formed = memory.perform(former.form_steps(user, "s"))
+
+    assert (formed.batches, formed.later) == (2, None)
+    assert record.cursors == {"s": (3, 0)}
+    assert memory.jobs(user) == []
+
+
 def test_a_conversation_becomes_an_episode_and_facts(
     opened: Open, user: str, mode: Mode, record: Record
 ) -> None:
@@ -220,6 +242,15 @@ def test_a_conversation_from_which_nothing_is_worth_remembering(
     assert (formed.batches, formed.episodes, formed.facts, formed.calls) == (1, 0, 0, 1)
     assert [row["episode"] for row in record.formed] == [None]
     assert form(memory, user, mode).calls == 0
+
+
+def test_an_episode_without_words_is_none(opened: Open, user: str, mode: Mode, record: Record) -> None:
+    """It would take the place of something that says more."""
+    memory = opened(FormingModel(found(episode=" \n", summary="...")))
+    mode(memory, "import_transcript", said(user, "hm"))
+
+    assert form(memory, user, mode).episodes == 0
+    assert record.items("episodes") == {}
 
 
 def test_facts_that_nobody_said_are_dropped_and_counted(
@@ -505,6 +536,15 @@ def test_the_budget_of_a_day_ends_forming_and_loses_nothing(
     form(opened(model, formation_tokens=5), user, mode)
     assert set(record.facts) == set(texts)
     assert model.calls == 4
+
+
+@pytest.mark.parametrize("usage", [-(10**12), 0, 10**30])
+def test_tokens_that_cannot_be_are_counted_here(opened: Open, user: str, mode: Mode, usage: int) -> None:
+    """They would fail the batch, or give back what the day has used up."""
+    memory = opened(FormingModel(usage=usage))
+    mode(memory, "import_transcript", said(user, "word " * 400))
+
+    assert 500 < form(memory, user, mode).tokens < 3000
 
 
 def test_tokens_are_counted_where_the_model_does_not_say(opened: Open, user: str, mode: Mode) -> None:
@@ -886,3 +926,24 @@ def test_forming_a_batch_has_a_known_number_of_round_trips(
     # What is unformed, the nearest known facts, the budget twice, the known facts by their keys, the
     # commit, and that nothing is left.
     assert few == many == contradicting == 7
+
+
+@pytest.mark.parametrize("relation", ["refines", "contradicts"])
+def test_who_moves_back_and_forgets_that_lives_where_they_had_moved(
+    opened: Open, user: str, mode: Mode, record: Record, relation: str
+) -> None:
+    """A fact that is believed again has the key of before, by which what it replaced must not be missed."""
+    model = FormingModel()
+    memory = opened(model)
+    homes = ["Priya lives in Porto.", "Priya lives in Lisbon."] * 2
+    for number, home in enumerate(homes):
+        before = homes[number - 1] if number else None
+        model.then(found(Said(home, relation=relation if number else "new", known=before)))
+        at = MAY + timedelta(days=number)
+        mode(memory, "import_transcript", said(user, home, session=f"s{number}", at=at))
+        form(memory, user, mode)
+
+    for number in (3, 2, 1):
+        mode(memory, "forget", user, session_id=f"s{number}")
+
+        assert list(record.facts) == [homes[number - 1]]

@@ -19,7 +19,13 @@ from langmem_stack.cli.app import run as command
 from langmem_stack.errors import FormationError, InvalidInputError, StorageError
 from langmem_stack.io.drivers import run
 from langmem_stack.io.steps import Statement, transaction
-from langmem_stack.queue import busy_steps, forget_jobs_statement, queue_sessions_statement, queue_state_steps
+from langmem_stack.queue import (
+    begin_round_steps,
+    busy_steps,
+    forget_jobs_statement,
+    queue_sessions_statement,
+    queue_state_steps,
+)
 from langmem_stack.settings import Settings
 from langmem_stack.sql.queue_schema import _procrastinate_sql
 from tests.conftest import Mode, Servers
@@ -317,9 +323,10 @@ def told_where(
 @pytest.mark.usefixtures("told_where")
 @pytest.mark.parametrize("mode", ["sync"], indirect=True)
 def test_the_command_line_shows_jobs_and_tries_them_again(
-    memory: MemoryStack, queue: Queue, capsys: pytest.CaptureFixture[str]
+    memory: MemoryStack, queue: Queue, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What failed is there with its reason; after retry it is done."""
+    monkeypatch.setattr("langmem_stack.cli.screen.console.width", 300)
     memory.import_transcript([entry(n, session="bad") for n in range(5)])
     memory.import_transcript([entry(0, user="[bold]v")])
     queue.work(StandIn(memory.settings, errors=[FormationError("the answer has no facts")]))
@@ -379,3 +386,13 @@ def test_every_statement_of_the_queue_fits_the_schema(memory: MemoryStack) -> No
     nulls["taken"] = False
     for name in SQL.keys() - {"queue_sessions"}:
         memory.perform(transaction(Statement(sql.SQL(SQL[name]), nulls)))
+
+
+def test_one_of_many_workers_does_what_is_done_now_and_then(memory: MemoryStack) -> None:
+    """Of all that ask, the first is to do it, until the time has passed."""
+    first = memory.perform(begin_round_steps("sweep", 3600))
+    others = [memory.perform(begin_round_steps("sweep", 3600)) for _ in range(3)]
+    elsewhere = memory.perform(begin_round_steps("mend", 3600))
+    later = memory.perform(begin_round_steps("sweep", 0))
+
+    assert (first, others, elsewhere, later) == (True, [False] * 3, True, True)

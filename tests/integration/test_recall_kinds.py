@@ -21,7 +21,7 @@ from langmem_stack import MemoryStack, create_memory_agent
 from langmem_stack.agent.nodes import prompt
 from langmem_stack.agent.state import MemoryState
 from langmem_stack.errors import InvalidInputError
-from langmem_stack.formation.reconciling import fact_key, retired_key
+from langmem_stack.formation.reconciling import fact_key, superseded_key
 from langmem_stack.recall import Memory
 from langmem_stack.scope import Source
 from tests.conftest import Mode, Servers, create_database, drop_database
@@ -199,6 +199,8 @@ def test_at_every_boundary_exactly_the_facts_whose_interval_contains_it(opened: 
     ("options", "message"),
     [
         ({"as_of": datetime(2023, 5, 8)}, "has no time zone"),
+        ({"as_of": "2023-05-08"}, "is no moment"),
+        ({"as_of": datetime(2023, 5, 8).date()}, "is no moment"),
         ({"kinds": ["facts"]}, "there are turn, episode, fact"),
         ({"kinds": []}, "there are turn, episode, fact"),
         ({"kinds": "fact"}, "there are turn, episode, fact"),
@@ -387,8 +389,11 @@ def test_the_history_of_a_fact_by_itself_and_by_its_key(memory: MemoryStack, use
         (BERLIN, MAY, MAY + 10 * DAY),
         (LISBON, MAY + 10 * DAY, None),
     ]
-    assert mode(memory, "fact_history", user, retired_key(fact_key(BERLIN), MAY)) == history
+    assert mode(memory, "fact_history", user, superseded_key(fact_key(BERLIN), MAY)) == history
     assert mode(memory, "fact_history", user, "unknown") == []
+    for unfit in ("\0", "\ud800"):
+        with pytest.raises(InvalidInputError, match="can't hold a value"):
+            mode(memory, "fact_history", user, unfit)
     [episode, *_] = recall(memory, user, mode, QUESTION, kinds=["episode"])
     assert mode(memory, "fact_history", user, episode.key) == []
 

@@ -44,7 +44,14 @@ from tests.round_trips import before_postgres
 KEY = "0123456789abcdef0123456789abcdef"
 INDEX = {"embed": "offline", "fields": ["text"]}
 MAY = datetime(2023, 5, 8, tzinfo=UTC)
-UNPROTECTED = {"migration", "queue_migration", "embedding_model", "model_usage", "procrastinate_workers"}
+UNPROTECTED = {
+    "migration",
+    "queue_migration",
+    "embedding_model",
+    "model_usage",
+    "procrastinate_workers",
+    "round",
+}
 """Tables that hold nothing of a user."""
 
 
@@ -759,6 +766,16 @@ def test_the_wrong_connection_is_refused(secured: Secured, servers: Servers, tmp
     embedded = MemoryStack(data=tmp_path, embeddings="offline", settings=secured.settings())
     with pytest.raises(ConfigurationError, match="embedded servers have no role"), embedded:
         pass
+
+
+def test_a_database_without_it_is_refused(database: str, servers: Servers) -> None:
+    """The key alone does not make the database keep users apart; it says so at the first request."""
+    plain = Secured(database, database, "nobody_in_particular", servers)
+    with (
+        plain.memory(plain.settings()) as memory,
+        pytest.raises(SchemaError, match="no row-level security yet; run 'langmem-stack setup'"),
+    ):
+        memory.recall("alice", "secret")
 
 
 def test_setup_by_the_application_has_nothing_to_do(secured: Secured, mode: Mode) -> None:

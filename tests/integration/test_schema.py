@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -44,6 +45,40 @@ def test_migrations_are_numbered_without_gaps() -> None:
     found = migrations()
 
     assert [migration.number for migration in found] == list(range(1, len(found) + 1))
+
+
+@pytest.mark.parametrize(
+    ("written", "moment"),
+    [
+        ("2024-05-01", "2024-05-01T00:00+00:00"),
+        ("2024-05-01T10:00:00", "2024-05-01T10:00+00:00"),
+        ("2024-05-01 10:00:00.5", "2024-05-01T10:00:00.5+00:00"),
+        ("2024-05-01T10:00:00+02:00", "2024-05-01T08:00+00:00"),
+        ("2024-05-01T10:00:00-0700", "2024-05-01T17:00+00:00"),
+        ("2024-05-01T10:00:00Z", "2024-05-01T10:00+00:00"),
+        ("some day", None),
+        (None, None),
+    ],
+)
+def test_moments_are_read_as_python_reads_them(
+    database: str, written: str | None, moment: str | None
+) -> None:
+    """Without a zone in UTC, wherever the server is."""
+    with psycopg.connect(database, options="-c timezone=America/New_York") as connection:
+        rows = connection.execute("SELECT langmem_stack.moment(%s)", [written]).fetchall()
+
+    assert rows == [(None if moment is None else datetime.fromisoformat(moment),)]
+
+
+def test_what_catches_errors_is_not_parallel(database: str) -> None:
+    """Before PostgreSQL 17 such a function fails in a parallel plan."""
+    with psycopg.connect(database) as connection:
+        rows = connection.execute(
+            "SELECT proname FROM pg_proc WHERE pronamespace = 'langmem_stack'::regnamespace "
+            "AND prosrc ~* 'EXCEPTION\\s+WHEN' AND proparallel <> 'u'"
+        ).fetchall()
+
+    assert rows == []
 
 
 def test_every_named_statement_fits_the_schema(database: str) -> None:

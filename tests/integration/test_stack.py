@@ -456,6 +456,26 @@ def test_a_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         MemoryStack.embedded("x")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FORMATION_IDLE", "inf"),
+        ("FORMATION_IDLE", "1e15"),
+        ("FORMATION_CALLS_PER_DAY", str(10**30)),
+        ("COMPACT_AFTER", "inf"),
+        ("RETENTION_TURNS", "1e300"),
+    ],
+)
+def test_a_setting_that_no_clock_or_counter_holds_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """At once, and not by every message that is recorded."""
+    monkeypatch.setenv(f"LANGMEM_STACK_{name}", value)
+
+    with pytest.raises(ConfigurationError, match=f"LANGMEM_STACK_{name}="):
+        MemoryStack.from_env()
+
+
 def test_urls_and_a_directory_exclude_each_other(tmp_path: Path) -> None:
     """Which servers are meant is never guessed."""
     with pytest.raises(ConfigurationError, match="not both"):

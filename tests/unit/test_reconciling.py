@@ -22,7 +22,7 @@ from langmem_stack.formation.reconciling import (
     fact_key,
     propose,
     reconcile,
-    retired_key,
+    superseded_key,
 )
 
 Relation = Literal["new", "same", "refines", "contradicts"]
@@ -67,7 +67,7 @@ class Facts:
         before = copy.deepcopy(self.believed)
         changes = reconcile(proposed, [Known(*each, NOW) for each in self.believed.items()], NOW)
         assert self.believed == before, "what was read is left as it is"
-        for retired in changes.retired:
+        for retired in changes.superseded:
             if retired.believed is not None:
                 self.believed.pop(retired.believed, None)
             self.superseded[retired.key] = dict(retired.value)
@@ -183,7 +183,7 @@ def test_a_fact_gives_way_to_another(relation: Relation, reason: str) -> None:
     assert (
         new["supersedes"]
         == list(facts.superseded)
-        == [retired_key(fact_key("Priya lives in Germany."), day(0))]
+        == [superseded_key(fact_key("Priya lives in Germany."), day(0))]
     )
     # What supports the vaguer one supports the more exact one too; what is denied supports nothing.
     assert names(new) == (["m2", "m1"] if relation == "refines" else ["m2"])

@@ -43,11 +43,17 @@ CREATE TABLE langmem_stack.model_usage (
     tokens bigint NOT NULL
 );
 
--- A moment in ISO 8601 in an item's value, which may hold anything; null if it is none.
-CREATE FUNCTION langmem_stack.moment(written text) RETURNS timestamptz
-LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
+-- When workers last began what one of them does now and then.
+CREATE TABLE langmem_stack.round (
+    name     text PRIMARY KEY,
+    begun_at timestamptz NOT NULL
+);
+
+-- A moment in ISO 8601 in an item's value, which may hold anything; null if it is none. Without a zone it is in
+-- UTC. Not parallel safe: before PostgreSQL 17 a function that catches errors can't be part of a parallel plan.
+CREATE FUNCTION langmem_stack.moment(written text) RETURNS timestamptz LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN written::timestamptz;
+    RETURN CASE WHEN written ~ '[T ].*[Zz+-]' THEN written::timestamptz ELSE written::timestamp AT TIME ZONE 'UTC' END;
 EXCEPTION WHEN others THEN
     RETURN NULL;
 END $$;
