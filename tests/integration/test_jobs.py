@@ -383,7 +383,7 @@ def test_every_statement_of_the_queue_fits_the_schema(memory: MemoryStack) -> No
     nulls: dict[str, Any] = dict.fromkeys(
         ("queue", "user_id", "session_id", "job_id", "seconds", "error", "failures")
     )
-    nulls["taken"] = False
+    nulls |= {"taken": False, "name": "sweep"}
     for name in SQL.keys() - {"queue_sessions"}:
         memory.perform(transaction(Statement(sql.SQL(SQL[name]), nulls)))
 
