@@ -17,7 +17,7 @@ demo: $(READY) ## An agent that remembers across a restart, on embedded servers:
 	@$(BIN)/langmem-stack demo
 
 test: $(READY) ## The test suite, on real embedded PostgreSQL and Redis
-	$(BIN)/python -m pytest -n $(WORKERS) --durations=15
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=15
 
 lint: $(READY) ## ruff and the import contracts
 	$(BIN)/ruff check .

@@ -59,6 +59,16 @@ class Mode:
         return self._runner.run(inside())
 
 
+_TOGETHER = ("test_search", "test_row_level_security", "test_cluster", "test_cluster_checkpoints")
+"""Modules whose fixtures take seconds to make: the tests that share them run in one process."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in _TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.parent.name + item.path.stem[:12]))
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the settings or the keys of whoever runs it."""
